@@ -1,0 +1,244 @@
+// group_norm on channels-last tensors: a sample is pixels x channels with the channels next to each other, so the
+// statistics are kept per channel, eight channels a vector, and joined per group at the end.
+//
+// A sample is cut into chunks of pixels that fit the first-level cache. Three phases: moments of every chunk, the
+// joined affine of the sample, and its application; with at least as many samples as threads a task runs all three on
+// one sample (its second look finds the data in the second-level cache), otherwise chunks are the tasks. Both orders do
+// the same arithmetic. Bytes as in the contiguous kernel.
+#pragma once
+
+#include "cpu/group_norm_math.h"
+
+namespace diffkern {
+namespace DIFFKERN_ISA {
+
+constexpr int kVectors = 4;  // channel vectors held in registers down a column of pixels
+
+struct PixelChunks {
+    int64_t pixels, count;  // pixels a chunk, chunks a sample
+
+    explicit PixelChunks(const SampleShape& shape) {
+        pixels = 8192 / shape.channels;
+        if (pixels < 8) pixels = 8;
+        count = (shape.pixels + pixels - 1) / pixels;
+    }
+    int64_t first(int64_t chunk) const {
+        return chunk * pixels;
+    }
+    int64_t end(int64_t chunk, const SampleShape& shape) const {
+        return (chunk + 1) * pixels < shape.pixels ? (chunk + 1) * pixels : shape.pixels;
+    }
+};
+
+// Two float rows of C a chunk, and what the phases hand on per channel.
+struct ChannelSums {
+    PixelChunks chunks;
+    int64_t channels;
+    Scratch<float> partial;  // (chunks, 2, C)
+    Scratch<float> affine;   // (4, C)
+
+    explicit ChannelSums(const SampleShape& shape)
+        : chunks(shape), channels(shape.channels), partial(chunks.count * 2 * channels), affine(4 * channels) {
+    }
+
+    float* row(int64_t chunk, int which) {
+        return partial + (chunk * 2 + which) * channels;
+    }
+    float* of(int which) {
+        return affine + which * channels;
+    }
+};
+
+// Runs fn(c, vectors, lanes of the last one) over the channels, up to kVectors vectors at a time.
+template <class Fn>
+DIFFKERN_INLINE void for_channel_columns(int64_t channels, Fn fn) {
+    int64_t c = 0;
+    for (; c + kVectors * kLanes <= channels; c += kVectors * kLanes) fn(c, kVectors, kLanes);
+    for_lanes(c, channels, [&](int64_t i, int n) DIFFKERN_LAMBDA { fn(i, 1, n); });
+}
+
+template <class T>
+void chunk_moments(const GroupNormArgs& args, int64_t sample, int64_t chunk, ChannelSums& sums) {
+    const int64_t channels = args.shape.channels;
+    const T* x = reinterpret_cast<const T*>(args.x) + sample * args.shape.pixels * channels;
+    const int64_t first = sums.chunks.first(chunk), end = sums.chunks.end(chunk, args.shape);
+    const float count = static_cast<float>(end - first);
+    float *means = sums.row(chunk, 0), *m2s = sums.row(chunk, 1);
+    for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
+        f32v acc[kVectors] = {};
+        for (int64_t p = first; p < end; ++p)
+            for (int v = 0; v < vectors; ++v) acc[v] += load_n(x + p * channels + c + v * kLanes, n);
+        f32v rest[kVectors] = {}, square[kVectors] = {};
+        for (int v = 0; v < vectors; ++v) acc[v] = acc[v] / count;
+        for (int64_t p = first; p < end; ++p)
+            for (int v = 0; v < vectors; ++v) {
+                const f32v d = load_n(x + p * channels + c + v * kLanes, n) - acc[v];
+                rest[v] += d;
+                square[v] += d * d;
+            }
+        for (int v = 0; v < vectors; ++v) {
+            const f32v error = rest[v] / count;
+            store_n(means + c + v * kLanes, acc[v] + error, n);
+            const f32v m2 = square[v] - error * rest[v];
+            store_n(m2s + c + v * kLanes, m2 < 0.0f ? broadcast(0.0f) : m2, n);
+        }
+    });
+}
+
+// Joins chunks and channels per group; leaves a, b and the mean per channel: y = act((x - mean) a + b).
+inline void sample_affine(const GroupNormArgs& args, int64_t sample, ChannelSums& sums) {
+    const int64_t per_group = args.shape.channels / args.num_groups;
+    const double one_over_channels = 1.0 / static_cast<double>(per_group);
+    for (int64_t group = 0; group < args.num_groups; ++group) {
+        Moments moments;
+        for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) {
+            // The channels of a chunk have equal counts, so they join without a division each.
+            const double n = static_cast<double>(sums.chunks.end(chunk, args.shape) - sums.chunks.first(chunk));
+            const float *means = sums.row(chunk, 0) + group * per_group, *m2s = sums.row(chunk, 1) + group * per_group;
+            double mean = 0, m2 = 0, spread = 0;
+            for (int64_t c = 0; c < per_group; ++c) {
+                mean += means[c];
+                m2 += m2s[c];
+            }
+            mean *= one_over_channels;
+            for (int64_t c = 0; c < per_group; ++c) spread += (means[c] - mean) * (means[c] - mean);
+            moments.merge(n * static_cast<double>(per_group), mean, m2 + n * spread);
+        }
+        const auto rstd = static_cast<float>(moments.rstd(args.eps));
+        const auto mean = static_cast<float>(moments.mean);
+        const auto mean_rest = static_cast<float>(moments.mean - mean);
+        args.mean[sample * args.num_groups + group] = mean;
+        args.rstd[sample * args.num_groups + group] = rstd;
+        for (int64_t c = group * per_group; c < (group + 1) * per_group; ++c) {
+            const float a = rstd * gamma_prime(args, sample, c);
+            sums.of(0)[c] = a;
+            sums.of(1)[c] = beta_prime(args, sample, c) - mean_rest * a;
+            sums.of(2)[c] = mean;
+        }
+    }
+}
+
+template <class T, bool kSilu>
+void chunk_apply(const GroupNormArgs& args, int64_t sample, int64_t chunk, ChannelSums& sums) {
+    const int64_t channels = args.shape.channels, base = sample * args.shape.pixels * channels;
+    const T* x = reinterpret_cast<const T*>(args.x) + base;
+    T* y = reinterpret_cast<T*>(args.y) + base;
+    const float *a = sums.of(0), *b = sums.of(1), *mean = sums.of(2);
+    for (int64_t p = sums.chunks.first(chunk); p < sums.chunks.end(chunk, args.shape); ++p)
+        for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
+            const f32v z =
+                (load_n(x + p * channels + c, n) - load_n(mean + c, n)) * load_n(a + c, n) + load_n(b + c, n);
+            store_n(y + p * channels + c, activate<kSilu>(z), n);
+        });
+}
+
+// gamma', beta', mean and rstd per channel, for the backward pass.
+inline void sample_parameters(const GroupNormArgs& args, int64_t sample, ChannelSums& sums) {
+    const int64_t per_group = args.shape.channels / args.num_groups;
+    for (int64_t c = 0; c < args.shape.channels; ++c) {
+        const int64_t index = sample * args.num_groups + c / per_group;
+        sums.of(0)[c] = gamma_prime(args, sample, c);
+        sums.of(1)[c] = beta_prime(args, sample, c);
+        sums.of(2)[c] = args.mean[index];
+        sums.of(3)[c] = args.rstd[index];
+    }
+}
+
+template <class T, bool kSilu>
+void chunk_gradient_sums(const GroupNormBackwardArgs& args, int64_t sample, int64_t chunk, ChannelSums& sums) {
+    const int64_t channels = args.forward.shape.channels, base = sample * args.forward.shape.pixels * channels;
+    const T* x = reinterpret_cast<const T*>(args.forward.x) + base;
+    const T* dy = reinterpret_cast<const T*>(args.dy) + base;
+    T* dx = reinterpret_cast<T*>(args.dx) + base;
+    const int64_t first = sums.chunks.first(chunk), end = sums.chunks.end(chunk, args.forward.shape);
+    float *total = sums.row(chunk, 0), *total_xhat = sums.row(chunk, 1);
+    const float *gamma = sums.of(0), *beta = sums.of(1), *mean = sums.of(2), *rstd = sums.of(3);
+    for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
+        const f32v g = load_n(gamma + c, n), b = load_n(beta + c, n), m = load_n(mean + c, n), r = load_n(rstd + c, n);
+        f32v acc = {}, acc_xhat = {};
+        for (int64_t p = first; p < end; ++p) {
+            const f32v xhat = (load_n(x + p * channels + c, n) - m) * r;
+            const f32v dz = activation_backward<kSilu>(xhat * g + b, load_n(dy + p * channels + c, n));
+            acc += dz;
+            acc_xhat += dz * xhat;
+            if (sizeof(T) == 4) store_n(dx + p * channels + c, dz, n);  // kept for the second look
+        }
+        store_n(total + c, acc, n);
+        store_n(total_xhat + c, acc_xhat, n);
+    });
+}
+
+// Joins the chunks; leaves the two group means (times rstd) per channel in the first chunk's rows.
+inline void sample_gradient_means(const GroupNormBackwardArgs& args, int64_t sample, ChannelSums& sums) {
+    const GroupNormArgs& fwd = args.forward;
+    const int64_t channels = fwd.shape.channels, per_group = channels / fwd.num_groups;
+    const double size = static_cast<double>(per_group * fwd.shape.pixels);
+    for (int64_t group = 0; group < fwd.num_groups; ++group) {
+        double group_dz = 0, group_dz_xhat = 0;
+        for (int64_t c = group * per_group; c < (group + 1) * per_group; ++c) {
+            double total = 0, total_xhat = 0;
+            for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) {
+                total += sums.row(chunk, 0)[c];
+                total_xhat += sums.row(chunk, 1)[c];
+            }
+            args.sum_dz[sample * channels + c] = static_cast<float>(total);
+            args.sum_dz_xhat[sample * channels + c] = static_cast<float>(total_xhat);
+            group_dz += sums.of(0)[c] * total;
+            group_dz_xhat += sums.of(0)[c] * total_xhat;
+        }
+        const float rstd = fwd.rstd[sample * fwd.num_groups + group];
+        for (int64_t c = group * per_group; c < (group + 1) * per_group; ++c) {
+            sums.row(0, 0)[c] = static_cast<float>(group_dz / size * rstd);
+            sums.row(0, 1)[c] = static_cast<float>(group_dz_xhat / size * rstd);
+        }
+    }
+}
+
+template <class T, bool kSilu>
+void chunk_dx(const GroupNormBackwardArgs& args, int64_t sample, int64_t chunk, ChannelSums& sums) {
+    const int64_t channels = args.forward.shape.channels, base = sample * args.forward.shape.pixels * channels;
+    const T* x = reinterpret_cast<const T*>(args.forward.x) + base;
+    const T* dy = reinterpret_cast<const T*>(args.dy) + base;
+    T* dx = reinterpret_cast<T*>(args.dx) + base;
+    const float *gamma = sums.of(0), *beta = sums.of(1), *mean = sums.of(2), *rstd = sums.of(3);
+    const float *mean_dz = sums.row(0, 0), *mean_dz_xhat = sums.row(0, 1);
+    for (int64_t p = sums.chunks.first(chunk); p < sums.chunks.end(chunk, args.forward.shape); ++p)
+        for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
+            const int64_t i = p * channels + c;
+            const f32v g = load_n(gamma + c, n), r = load_n(rstd + c, n);
+            const f32v xhat = (load_n(x + i, n) - load_n(mean + c, n)) * r;
+            const f32v dz = sizeof(T) == 4
+                                ? load_n(dx + i, n)
+                                : activation_backward<kSilu>(xhat * g + load_n(beta + c, n), load_n(dy + i, n));
+            store_n(dx + i, dz * g * r - (load_n(mean_dz + c, n) + xhat * load_n(mean_dz_xhat + c, n)), n);
+        });
+}
+
+// Runs prepare(sample), first(sample, chunk), join(sample), second(sample, chunk) in that order for every sample.
+template <class Prepare, class First, class Join, class Second>
+void for_each_sample(const SampleShape& shape, int num_threads, Prepare prepare, First first, Join join,
+                     Second second) {
+    if (shape.samples >= num_threads) {
+        auto body = [&](int64_t sample) {
+            ChannelSums sums(shape);
+            prepare(sample, sums);
+            for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) first(sample, chunk, sums);
+            join(sample, sums);
+            for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) second(sample, chunk, sums);
+        };
+        parallel_for(shape.samples, num_threads, body);
+        return;
+    }
+    for (int64_t sample = 0; sample < shape.samples; ++sample) {
+        ChannelSums sums(shape);
+        prepare(sample, sums);
+        auto first_chunk = [&](int64_t chunk) { first(sample, chunk, sums); };
+        auto second_chunk = [&](int64_t chunk) { second(sample, chunk, sums); };
+        parallel_for(sums.chunks.count, num_threads, first_chunk);
+        join(sample, sums);
+        parallel_for(sums.chunks.count, num_threads, second_chunk);
+    }
+}
+
+}  // namespace DIFFKERN_ISA
+}  // namespace diffkern

@@ -1,0 +1,137 @@
+// group_norm on contiguous tensors: a group of a sample is one slab of channels_per_group * pixels values. A task is a
+// few slabs. Forward reads x from memory once (the second and third look at a slab find it in a cache unless it passes
+// the second level) and writes y once: 8 bytes an element in float32. Backward reads x and dy and writes dx.
+#pragma once
+
+#include "cpu/group_norm_math.h"
+
+namespace diffkern {
+namespace DIFFKERN_ISA {
+
+constexpr int64_t kBlock = 4096;  // values whose statistics are taken while they are in the first-level cache
+
+template <class T>
+Moments slab_moments(const T* x, int64_t count) {
+    Moments moments;
+    for (int64_t start = 0; start < count; start += kBlock) {
+        const int64_t end = start + kBlock < count ? start + kBlock : count;
+        const double n = static_cast<double>(end - start);
+        f32v acc[4] = {};
+        int64_t i = start;
+        for (; i + 4 * kLanes <= end; i += 4 * kLanes)
+            for (int u = 0; u < 4; ++u) acc[u] += load(x + i + u * kLanes);
+        for_lanes(i, end, [&](int64_t j, int n) DIFFKERN_LAMBDA { acc[0] += load_n(x + j, n); });
+        const float center = static_cast<float>(sum((acc[0] + acc[1]) + (acc[2] + acc[3])) / n);
+
+        f32v square[4] = {}, rest[4] = {};
+        for (i = start; i + 4 * kLanes <= end; i += 4 * kLanes)
+            for (int u = 0; u < 4; ++u) {
+                const f32v d = load(x + i + u * kLanes) - center;
+                rest[u] += d;
+                square[u] += d * d;
+            }
+        double tail_rest = 0, tail_square = 0;
+        for_lanes(i, end, [&](int64_t j, int n) DIFFKERN_LAMBDA {
+            const f32v d = load_n(x + j, n) - center;
+            for (int lane = 0; lane < n; ++lane) {
+                tail_rest += d[lane];
+                tail_square += static_cast<double>(d[lane]) * d[lane];
+            }
+        });
+        // The mean's rounding error is the mean of the deviations: it is added back, and taken out of the squares.
+        const double error = (sum((rest[0] + rest[1]) + (rest[2] + rest[3])) + tail_rest) / n;
+        const double m2 = sum((square[0] + square[1]) + (square[2] + square[3])) + tail_square - n * error * error;
+        moments.merge(n, center + error, m2 < 0 ? 0 : m2);
+    }
+    return moments;
+}
+
+template <class T, bool kSilu>
+void slab_forward(const GroupNormArgs& args, int64_t sample, int64_t group) {
+    const int64_t channels = args.shape.channels / args.num_groups, pixels = args.shape.pixels;
+    const int64_t index = sample * args.num_groups + group;
+    const T* x = reinterpret_cast<const T*>(args.x) + index * channels * pixels;
+    T* y = reinterpret_cast<T*>(args.y) + index * channels * pixels;
+    const Moments moments = slab_moments(x, channels * pixels);
+    const auto rstd = static_cast<float>(moments.rstd(args.eps));
+    const auto mean = static_cast<float>(moments.mean);
+    const auto mean_rest = static_cast<float>(moments.mean - mean);
+    args.mean[index] = mean;
+    args.rstd[index] = rstd;
+    for (int64_t c = 0; c < channels; ++c, x += pixels, y += pixels) {
+        const float a = rstd * gamma_prime(args, sample, group * channels + c);
+        const float b = beta_prime(args, sample, group * channels + c) - mean_rest * a;
+        for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
+            store_n(y + i, activate<kSilu>((load_n(x + i, n) - mean) * a + b), n);
+        });
+    }
+}
+
+template <class T, bool kSilu>
+void slab_backward(const GroupNormBackwardArgs& args, int64_t sample, int64_t group) {
+    const GroupNormArgs& fwd = args.forward;
+    const int64_t channels = fwd.shape.channels / fwd.num_groups, pixels = fwd.shape.pixels;
+    const int64_t index = sample * fwd.num_groups + group;
+    const int64_t offset = index * channels * pixels;
+    const T* x = reinterpret_cast<const T*>(fwd.x) + offset;
+    const T* dy = reinterpret_cast<const T*>(args.dy) + offset;
+    T* dx = reinterpret_cast<T*>(args.dx) + offset;
+    const float mean = fwd.mean[index], rstd = fwd.rstd[index];
+
+    double group_dz = 0, group_dz_xhat = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+        const int64_t channel = group * channels + c, base = c * pixels;
+        const float gamma = gamma_prime(fwd, sample, channel), beta = beta_prime(fwd, sample, channel);
+        double total = 0, total_xhat = 0;
+        for (int64_t start = 0; start < pixels; start += kBlock) {
+            const int64_t end = start + kBlock < pixels ? start + kBlock : pixels;
+            f32v acc = {}, acc_xhat = {};
+            for_lanes(start, end, [&](int64_t i, int n) DIFFKERN_LAMBDA {
+                // A partial piece of dy is filled up with zeros, so its missing lanes add nothing (unless mean or rstd
+                // is NaN, and then the sums are NaN by right).
+                const f32v xhat = (load_n(x + base + i, n) - mean) * rstd;
+                const f32v dz = activation_backward<kSilu>(xhat * gamma + beta, load_n(dy + base + i, n));
+                acc += dz;
+                acc_xhat += dz * xhat;
+                if (sizeof(T) == 4) store_n(dx + base + i, dz, n);  // kept for the second look
+            });
+            total += sum(acc);
+            total_xhat += sum(acc_xhat);
+        }
+        args.sum_dz[sample * fwd.shape.channels + channel] = static_cast<float>(total);
+        args.sum_dz_xhat[sample * fwd.shape.channels + channel] = static_cast<float>(total_xhat);
+        group_dz += gamma * total;
+        group_dz_xhat += gamma * total_xhat;
+    }
+
+    const double size = static_cast<double>(channels * pixels);
+    const auto mean_dz = static_cast<float>(group_dz / size * rstd);
+    const auto mean_dz_xhat = static_cast<float>(group_dz_xhat / size * rstd);
+    for (int64_t c = 0; c < channels; ++c) {
+        const int64_t channel = group * channels + c, base = c * pixels;
+        const float gamma = gamma_prime(fwd, sample, channel), beta = beta_prime(fwd, sample, channel);
+        const float factor = gamma * rstd;
+        for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
+            const f32v xhat = (load_n(x + base + i, n) - mean) * rstd;
+            const f32v dz = sizeof(T) == 4 ? load_n(dx + base + i, n)
+                                           : activation_backward<kSilu>(xhat * gamma + beta, load_n(dy + base + i, n));
+            store_n(dx + base + i, dz * factor - (mean_dz + xhat * mean_dz_xhat), n);
+        });
+    }
+}
+
+// Slabs are small at the bottom of a U-Net: a task takes as many as make some 16 K values.
+template <class Fn>
+void for_each_slab(const GroupNormArgs& args, Fn slab) {
+    const int64_t slabs = args.shape.samples * args.num_groups;
+    const int64_t size = args.shape.channels / args.num_groups * args.shape.pixels;
+    const int64_t per_task = 16384 / size + 1;
+    auto body = [&](int64_t task) {
+        const int64_t end = (task + 1) * per_task < slabs ? (task + 1) * per_task : slabs;
+        for (int64_t i = task * per_task; i < end; ++i) slab(i / args.num_groups, i % args.num_groups);
+    };
+    parallel_for((slabs + per_task - 1) / per_task, args.num_threads, body);
+}
+
+}  // namespace DIFFKERN_ISA
+}  // namespace diffkern

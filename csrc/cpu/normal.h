@@ -1,0 +1,221 @@
+// Standard normals from Philox counters, 4 * kLanes at a time (a counter a lane, four words each).
+//
+// Box-Muller on integers g: u = (g + 1/2)*2^-32,  z = sqrt(-2 ln u1) * (cos, sin)(2 pi u2).
+// float32 stays within 4 ulp of the exact function of the integers because nothing is rounded before it has to be:
+//   ln u1   near u1 = 1 from log1p of the integer complement (~g + 1/2)*2^-32, elsewhere from exponent and mantissa;
+//   angle   the quadrant is taken from the integer, what remains in [-pi/4, pi/4] is converted once.
+// Cost: about 11 vector instructions a normal, so memory-bound only with slow memory. float64 goes through libm.
+#pragma once
+
+#include "common/philox.h"
+#include "cpu/vec.h"
+
+namespace diffkern {
+namespace DIFFKERN_ISA {
+
+// Where the noise of one sample comes from.
+struct NoiseStream {
+    PhiloxKey key;
+    CounterTail tail;
+};
+
+struct Words {
+    u32v g[4];
+};
+
+#ifdef __AVX2__
+// Four counters a register, one a 64-bit lane, of which a multiplication reads only the low half: so the high halves
+// may hold anything, and neither blends nor shuffles are needed until the end.
+DIFFKERN_INLINE void philox_round(__m256i c[4], __m256i k0, __m256i k1) {
+    const __m256i p0 = _mm256_mul_epu32(c[0], _mm256_set1_epi64x(kPhiloxM0));
+    const __m256i p1 = _mm256_mul_epu32(c[2], _mm256_set1_epi64x(kPhiloxM1));
+    c[0] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), _mm256_xor_si256(c[1], k0));
+    c[2] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), _mm256_xor_si256(c[3], k1));
+    c[1] = p1;
+    c[3] = p0;
+}
+
+DIFFKERN_INLINE Words philox_words(NoiseStream s, uint32_t block) {
+    // Lanes are ordered so that the packing shuffle below puts counter j in lane j.
+    const __m256i base = _mm256_set1_epi64x(block);
+    __m256i a[4] = {_mm256_add_epi32(base, _mm256_setr_epi64x(0, 1, 4, 5)), _mm256_set1_epi64x(s.tail.c1),
+                    _mm256_set1_epi64x(s.tail.c2), _mm256_set1_epi64x(s.tail.c3)};
+    __m256i b[4] = {_mm256_add_epi32(base, _mm256_setr_epi64x(2, 3, 6, 7)), a[1], a[2], a[3]};
+    PhiloxKey key = s.key;
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+        const __m256i k0 = _mm256_set1_epi64x(key.k0), k1 = _mm256_set1_epi64x(key.k1);
+        philox_round(a, k0, k1);
+        philox_round(b, k0, k1);
+        key.k0 += kPhiloxW0;
+        key.k1 += kPhiloxW1;
+    }
+    Words w;
+    for (int i = 0; i < 4; ++i)
+        w.g[i] = reinterpret_cast<u32v>(
+            _mm256_shuffle_ps(reinterpret_cast<__m256>(a[i]), reinterpret_cast<__m256>(b[i]), 0x88));
+    return w;
+}
+#else
+DIFFKERN_INLINE Words philox_words(NoiseStream s, uint32_t block) {
+    Words w;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        uint32_t g[4];
+        philox4x32(s.key, block + static_cast<uint32_t>(lane), s.tail, g);
+        for (int i = 0; i < 4; ++i) w.g[i][lane] = g[i];
+    }
+    return w;
+}
+#endif
+
+// float(g) + 1/2, rounded once where there is a fused multiply-add.
+DIFFKERN_INLINE f32v to_float_plus_half(u32v g) {
+    const f32v high = __builtin_convertvector(reinterpret_cast<i32v>(g >> 16), f32v);
+    const f32v low = __builtin_convertvector(reinterpret_cast<i32v>(g & 0xffffu), f32v);
+    return high * 65536.0f + (low + 0.5f);
+}
+
+// sqrt(-2 ln((g + 1/2)*2^-32))
+DIFFKERN_INLINE f32v radius(u32v g) {
+    const i32v near_one = g > 0xB504F333u;  // u1 > sqrt(1/2)
+    const u32v pick = reinterpret_cast<u32v>(near_one);
+    const f32v scaled = to_float_plus_half((pick & ~g) | (~pick & g)) * 2.3283064365386963e-10f;
+    // Away from one: u1 = 2^e * m with m in [sqrt(1/2), sqrt(2)), f = m - 1.
+    const u32v bits = as_bits(scaled) - 0x3f3504f3u;
+    const f32v e_far = __builtin_convertvector(reinterpret_cast<i32v>(bits) >> 23, f32v);
+    const f32v f_far = as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+    const f32v f = near_one ? -scaled : f_far;
+    const f32v e = near_one ? broadcast(0.0f) : e_far;
+    // ln(1 + f) = f - f^2/2 + f^3 P(f), P fitted at Chebyshev nodes of [sqrt(1/2) - 1, sqrt(2) - 1]
+    f32v p = f * 0.07122081f - 0.11581538f;
+    p = p * f + 0.11677974f;
+    p = p * f - 0.12410096f;
+    p = p * f + 0.14247764f;
+    p = p * f - 0.16668487f;
+    p = p * f + 0.20000803f;
+    p = p * f - 0.24999989f;
+    p = p * f + 0.3333333f;
+    const f32v square = f * f;
+    f32v tail = f * square * p;
+    tail = tail + e * -2.12194440e-4f;
+    tail = tail - 0.5f * square;
+    const f32v ln = (f + tail) + e * 0.693359375f;
+    return sqrt(-2.0f * ln);
+}
+
+// cos and sin of 2 pi (g + 1/2)*2^-32
+DIFFKERN_INLINE void cos_sin(u32v g, f32v& cosine, f32v& sine) {
+    const u32v shifted = g + 0x20000000u;
+    const u32v quadrant = shifted >> 30;
+    // 2r + 1 for the remainder r in [-2^29, 2^29): the half is in the integer, the conversion rounds once.
+    const i32v odd = reinterpret_cast<i32v>(((shifted & 0x3fffffffu) - 0x20000000u) * 2u + 1u);
+    const f32v z = __builtin_convertvector(odd, f32v) * 9.31322574615478515625e-10f;  // angle = pi/4 z, z in [-1, 1]
+    const f32v w = z * z;
+    // sin(pi/4 z) and cos(pi/4 z); the leading sine coefficient is split so that its own rounding does not count.
+    f32v s = w * 3.09882983e-7f - 3.65740524e-5f;
+    s = s * w + 2.49039415e-3f;
+    s = s * w - 8.07455122e-2f;
+#ifdef __FMA__
+    const f32v sin_z = z * 0.785398185253143310546875f + z * (s * w - 2.18556929e-8f);
+#else
+    // Without a fused multiply-add the leading product would round once more: take it in double.
+    const f64v leading = __builtin_convertvector(z, f64v) * 0.7853981633974483;
+    const f32v sin_z = __builtin_convertvector(leading + __builtin_convertvector(z * (s * w), f64v), f32v);
+#endif
+    f32v c = w * 3.54197536e-6f - 3.25961418e-4f;
+    c = c * w + 1.58543382e-2f;
+    c = c * w - 3.08425137e-1f;
+    const f32v cos_z = c * w + 1.0f;
+    const i32v swap = reinterpret_cast<i32v>((quadrant & 1u) != 0u);
+    const u32v cos_sign = ((quadrant + 1u) & 2u) << 30;
+    const u32v sin_sign = (quadrant & 2u) << 30;
+    cosine = as_float(as_bits(swap ? sin_z : cos_z) ^ cos_sign);
+    sine = as_float(as_bits(swap ? cos_z : sin_z) ^ sin_sign);
+}
+
+// The normals of counters block .. block + kLanes - 1, in element order.
+DIFFKERN_INLINE void normals_of_blocks(NoiseStream s, uint32_t block, float* out) {
+    const Words w = philox_words(s, block);
+    f32v c0, s0, c1, s1;
+    cos_sin(w.g[1], c0, s0);
+    cos_sin(w.g[3], c1, s1);
+    const f32v r0 = radius(w.g[0]), r1 = radius(w.g[2]);
+    const f32v a = r0 * c0, b = r0 * s0, c = r1 * c1, d = r1 * s1;
+    // Transpose 4 x kLanes to kLanes x 4: first within groups of four counters, then the groups in order.
+#ifdef __AVX2__
+    const f32v ab_lo = __builtin_shuffle(a, b, i32v{0, 8, 1, 9, 4, 12, 5, 13});
+    const f32v ab_hi = __builtin_shuffle(a, b, i32v{2, 10, 3, 11, 6, 14, 7, 15});
+    const f32v cd_lo = __builtin_shuffle(c, d, i32v{0, 8, 1, 9, 4, 12, 5, 13});
+    const f32v cd_hi = __builtin_shuffle(c, d, i32v{2, 10, 3, 11, 6, 14, 7, 15});
+    const f32v q0 = __builtin_shuffle(ab_lo, cd_lo, i32v{0, 1, 8, 9, 4, 5, 12, 13});    // counters 0 and 4
+    const f32v q1 = __builtin_shuffle(ab_lo, cd_lo, i32v{2, 3, 10, 11, 6, 7, 14, 15});  // counters 1 and 5
+    const f32v q2 = __builtin_shuffle(ab_hi, cd_hi, i32v{0, 1, 8, 9, 4, 5, 12, 13});    // counters 2 and 6
+    const f32v q3 = __builtin_shuffle(ab_hi, cd_hi, i32v{2, 3, 10, 11, 6, 7, 14, 15});  // counters 3 and 7
+    store(out, __builtin_shuffle(q0, q1, i32v{0, 1, 2, 3, 8, 9, 10, 11}));
+    store(out + 8, __builtin_shuffle(q2, q3, i32v{0, 1, 2, 3, 8, 9, 10, 11}));
+    store(out + 16, __builtin_shuffle(q0, q1, i32v{4, 5, 6, 7, 12, 13, 14, 15}));
+    store(out + 24, __builtin_shuffle(q2, q3, i32v{4, 5, 6, 7, 12, 13, 14, 15}));
+#else
+    for (int j = 0; j < kLanes; ++j) {
+        out[4 * j] = a[j];
+        out[4 * j + 1] = b[j];
+        out[4 * j + 2] = c[j];
+        out[4 * j + 3] = d[j];
+    }
+#endif
+}
+
+// The same in float64, through libm.
+inline void normals_of_blocks(NoiseStream s, uint32_t block, double* out) {
+    for (int j = 0; j < kLanes; ++j) {
+        uint32_t g[4];
+        philox4x32(s.key, block + static_cast<uint32_t>(j), s.tail, g);
+        for (int pair = 0; pair < 2; ++pair) {
+            const double u1 = (g[2 * pair] + 0.5) * 0x1p-32, turn = (g[2 * pair + 1] + 0.5) * 0x1p-32;
+            const double r = __builtin_sqrt(-2.0 * __builtin_log(u1));
+            out[4 * j + 2 * pair] = r * __builtin_cos(6.283185307179586 * turn);
+            out[4 * j + 2 * pair + 1] = r * __builtin_sin(6.283185307179586 * turn);
+        }
+    }
+}
+
+// Normals of elements [first, first + count) of a sample, in NCHW order.
+template <class Real>
+inline void fill_normals(NoiseStream s, int64_t first, int64_t count, Real* out) {
+    Real whole[4 * kLanes];
+    while (count > 0) {
+        const int64_t block = first / 4;
+        const int64_t skip = first - 4 * block;
+        const int64_t here = count < 4 * kLanes - skip ? count : 4 * kLanes - skip;
+        if (here == 4 * kLanes) {
+            normals_of_blocks(s, static_cast<uint32_t>(block), out);
+        } else {
+            normals_of_blocks(s, static_cast<uint32_t>(block), whole);
+            for (int64_t i = 0; i < here; ++i) out[i] = whole[skip + i];
+        }
+        first += here;
+        out += here;
+        count -= here;
+    }
+}
+
+// How the elements of a sample lie in memory: contiguous (pixel stride 1), or channels last.
+struct SampleLayout {
+    int64_t channels, pixels;
+    bool channels_last;
+};
+
+// Normals of the elements at memory positions [first, first + count) of a sample. Channels last: both are whole pixels,
+// and `row` has room for count / channels values.
+template <class Real>
+inline void fill_normals(NoiseStream s, const SampleLayout& layout, int64_t first, int64_t count, Real* out,
+                         Real* row) {
+    if (!layout.channels_last) return fill_normals(s, first, count, out);
+    const int64_t pixel = first / layout.channels, pixels = count / layout.channels;
+    for (int64_t c = 0; c < layout.channels; ++c) {
+        fill_normals(s, c * layout.pixels + pixel, pixels, row);
+        for (int64_t p = 0; p < pixels; ++p) out[p * layout.channels + c] = row[p];
+    }
+}
+
+}  // namespace DIFFKERN_ISA
+}  // namespace diffkern

@@ -1,0 +1,195 @@
+// Vectors written once: GCC/Clang vector extensions of eight lanes become AVX2 where the file is compiled with it, of
+// four lanes SSE2 (or whatever the machine has) where it is not. Each kernel file is compiled once per instruction set,
+// inside namespace diffkern::DIFFKERN_ISA; everything here lives in that namespace too, so that the linker can never
+// pick an AVX2 copy of an inline function for the portable path.
+#pragma once
+
+#ifndef DIFFKERN_ISA
+#error "compile with -DDIFFKERN_ISA=portable or -DDIFFKERN_ISA=avx2"
+#endif
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/dtype.h"
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#define DIFFKERN_INLINE inline __attribute__((always_inline))
+
+namespace diffkern {
+namespace DIFFKERN_ISA {
+
+// As many float32 lanes as a register has: the compilers take wider vectors apart lane by lane.
+#ifdef __AVX2__
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float f32v __attribute__((vector_size(4 * kLanes)));
+typedef double f64v __attribute__((vector_size(8 * kLanes)));
+typedef int32_t i32v __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t u32v __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t u16v __attribute__((vector_size(2 * kLanes)));
+
+template <class Real>
+struct VecOf;
+template <>
+struct VecOf<float> {
+    using type = f32v;
+};
+template <>
+struct VecOf<double> {
+    using type = f64v;
+};
+template <class Real>
+using Vec = typename VecOf<Real>::type;
+
+DIFFKERN_INLINE u32v as_bits(f32v v) {
+    return reinterpret_cast<u32v>(v);
+}
+DIFFKERN_INLINE f32v as_float(u32v v) {
+    return reinterpret_cast<f32v>(v);
+}
+
+DIFFKERN_INLINE f32v broadcast(float v) {
+    return v - f32v{};
+}
+DIFFKERN_INLINE f64v broadcast(double v) {
+    return v - f64v{};
+}
+
+DIFFKERN_INLINE f32v sqrt(f32v v) {
+#ifdef __AVX2__
+    return reinterpret_cast<f32v>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v)));
+#else
+    f32v out;
+    for (int i = 0; i < kLanes; ++i) out[i] = __builtin_sqrtf(v[i]);
+    return out;
+#endif
+}
+
+// The sum of the lanes, always in the same order.
+DIFFKERN_INLINE float sum(f32v v) {
+    float total = 0;
+    for (int i = 0; i < kLanes / 2; ++i) total += v[i] + v[i + kLanes / 2];
+    return total;
+}
+
+// ---- loads and stores: unaligned, any storage type ---------------------------------------------------------------
+
+DIFFKERN_INLINE f32v load(const float* p) {
+    f32v v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+DIFFKERN_INLINE f64v load(const double* p) {
+    f64v v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+DIFFKERN_INLINE f32v load(const bf16* p) {
+    u16v half;
+    __builtin_memcpy(&half, p, sizeof half);
+    return as_float(__builtin_convertvector(half, u32v) << 16);
+}
+DIFFKERN_INLINE f32v load(const f16* p) {
+#ifdef __F16C__
+    return reinterpret_cast<f32v>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+    f32v v;
+    for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
+    return v;
+#endif
+}
+
+DIFFKERN_INLINE void store(float* p, f32v v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+DIFFKERN_INLINE void store(double* p, f64v v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+DIFFKERN_INLINE void store(bf16* p, f32v v) {
+    const u32v bits = as_bits(v);
+    const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const u32v quiet = (bits >> 16) | 0x40u;
+    const u32v is_nan = reinterpret_cast<u32v>((bits & 0x7fffffffu) > 0x7f800000u);
+    const u16v half = __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), u16v);
+    __builtin_memcpy(p, &half, sizeof half);
+}
+DIFFKERN_INLINE void store(f16* p, f32v v) {
+#ifdef __F16C__
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < kLanes; ++i) p[i] = to_f16(v[i]);
+#endif
+}
+
+// The first n < kLanes lanes; the others are zero.
+template <class T>
+DIFFKERN_INLINE auto load_partial(const T* p, int n) {
+    T lanes[kLanes] = {};
+    __builtin_memcpy(lanes, p, static_cast<unsigned long>(n) * sizeof(T));
+    return load(lanes);
+}
+template <class T, class V>
+DIFFKERN_INLINE void store_partial(T* p, V v, int n) {
+    T lanes[kLanes];
+    store(lanes, v);
+    __builtin_memcpy(p, lanes, static_cast<unsigned long>(n) * sizeof(T));
+}
+
+// kLanes lanes or fewer: what the body of a loop over any length needs.
+template <class T>
+DIFFKERN_INLINE auto load_n(const T* p, int n) {
+    return n == kLanes ? load(p) : load_partial(p, n);
+}
+template <class T, class V>
+DIFFKERN_INLINE void store_n(T* p, V v, int n) {
+    if (n == kLanes)
+        store(p, v);
+    else
+        store_partial(p, v, n);
+}
+
+// Runs fn(i, lanes) over [first, end): whole vectors with the constant kLanes, then what is left. Mark the lambda
+// DIFFKERN_LAMBDA, so that the constant reaches its loads and stores.
+#define DIFFKERN_LAMBDA __attribute__((always_inline))
+template <class Fn>
+DIFFKERN_INLINE void for_lanes(int64_t first, int64_t end, Fn fn) {
+    int64_t i = first;
+    for (; i + kLanes <= end; i += kLanes) fn(i, kLanes);
+    if (i < end) fn(i, static_cast<int>(end - i));
+}
+
+// ---- elementary functions ----------------------------------------------------------------------------------------
+
+// exp(x), below 2 ulp; 0 < result < inf: x is clamped to [-87, 88], and a NaN gives some finite number.
+DIFFKERN_INLINE f32v exp_clamped(f32v x) {
+    x = x > 88.0f ? broadcast(88.0f) : x;
+    x = x > -87.0f ? x : broadcast(-87.0f);
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer that stands in the low bits
+    const f32v t = x * 1.44269504f + magic;
+    const f32v n = t - magic;
+    f32v r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    f32v p = r * 1.9841270e-4f + 1.3888889e-3f;
+    p = p * r + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    const u32v exponent = (as_bits(t) + 127u) << 23;
+    return p * as_float(exponent);
+}
+
+DIFFKERN_INLINE f32v sigmoid(f32v x) {
+    return 1.0f / (1.0f + exp_clamped(-x));
+}
+
+}  // namespace DIFFKERN_ISA
+}  // namespace diffkern

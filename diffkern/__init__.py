@@ -1,0 +1,1 @@
+from diffkern._version import __version__ as __version__

@@ -1,0 +1,7 @@
+"""The operations, each in a folder of its own: the public function, its reference and its kernels."""
+
+from diffkern.ops.group_norm import group_norm as group_norm
+from diffkern.ops.philox_normal import philox_normal as philox_normal
+from diffkern.ops.philox_uint32 import philox_uint32 as philox_uint32
+from diffkern.ops.q_sample import q_sample as q_sample
+from diffkern.ops.solver_step import solver_step as solver_step

@@ -1,0 +1,36 @@
+"""Gathers by an index whose values nobody has checked yet."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+
+def check_values(name: str, index: Tensor, size: int) -> None:
+    """Raises ValueError for an index outside [0, size) where looking costs nothing.
+
+    That is on a CPU, and anywhere with DIFFKERN_DEBUG=1. Only for backends: a trace cannot look.
+    """
+    if index.device.type != "cpu" and os.environ.get("DIFFKERN_DEBUG") != "1":
+        return
+    valid = (index >= 0) & (index < size)
+    if not bool(valid.all()):
+        position = int((~valid).reshape(-1).nonzero()[0, 0])
+        value = int(index.reshape(-1)[position])
+        raise ValueError(f"{name} must lie in [0, {size}), got {value} at position {position}")
+
+
+def gather(table: Tensor, index: Tensor) -> Tensor:
+    """table[index] along the first axis, in float64; NaN where the index is out of range. Never waits for the host."""
+    size = table.shape[0]
+    valid = (index >= 0) & (index < size)
+    # index_select, because indexing by a 0-d tensor would read its value on the host.
+    rows = table.double().index_select(0, index.clamp(0, size - 1).reshape(-1)).reshape(index.shape + table.shape[1:])
+    return torch.where(valid.reshape(valid.shape + (1,) * (rows.dim() - valid.dim())), rows, torch.nan)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) or () to a shape that broadcasts over like's (N, C, …)."""
+    return values.reshape(values.shape + (1,) * (like.dim() - values.dim())) if values.dim() else values

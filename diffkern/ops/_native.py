@@ -1,0 +1,60 @@
+"""What the native backends share: dtype codes, operands with addresses, thread counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffkern.ops._layout import is_channels_last
+
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
+
+OperandTuple = tuple[int, int, int]
+
+
+def cpu_only(x: Tensor) -> str | None:
+    return None if x.device.type == "cpu" else f"the native kernels are for CPU tensors, this one is on {x.device}"
+
+
+def sample_shape(x: Tensor) -> tuple[int, int, int, bool]:
+    """(samples, channels, pixels, channels_last) of a tensor of rank 1 or more."""
+    if x.dim() == 1:
+        return x.shape[0], 1, 1, False
+    pixels = 1
+    for size in x.shape[2:]:
+        pixels *= size
+    return x.shape[0], x.shape[1], pixels, is_channels_last(x)
+
+
+def sample_dense(x: Tensor, channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """x with every sample dense in the wanted order, copied only if it has to be (the stride between samples is free).
+
+    Channels last comes back as (N, *spatial, C). Only the address and stride(0) of the result are of use.
+    """
+    if dtype is not None and x.dtype != dtype:
+        x = x.to(dtype)
+    if channels_last:
+        x = x.movedim(1, -1)
+    if x.is_contiguous():
+        return x
+    expected = 1
+    for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return x.contiguous()
+        expected *= size
+    return x
+
+
+def operand(x: Tensor) -> OperandTuple:
+    """(address, dtype code, elements between samples) of a tensor from `sample_dense`, which must outlive the call."""
+    return x.data_ptr(), DTYPE_CODES[x.dtype], x.stride(0)
+
+
+def counter_source(seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> tuple[int, int, bool, int, bool, int]:
+    """The bindings' `source`; the tensors are contiguous (see `contiguous_index`) and must outlive the call."""
+    return seed.data_ptr(), draw.data_ptr(), draw.dim() > 0, samples.data_ptr(), samples.dim() > 0, stream
+
+
+def num_threads(numel: int) -> int:
+    return torch.get_num_threads() if numel >= PARALLEL_FROM else 1

@@ -1,0 +1,110 @@
+"""Where an op's noise comes from: a given tensor, a counter (seed, draw, samples, stream), or a torch.Generator."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkern.ops._checks import check_device, check_like
+
+
+class Noise(NamedTuple):
+    """Either `given` or the three counter tensors; all None for a call that makes no noise."""
+
+    given: Tensor | None
+    seed: Tensor | None
+    draw: Tensor | None
+    samples: Tensor | None
+
+
+def resolve_noise(
+    like: Tensor,
+    name: str,
+    *,
+    noise: Tensor | None,
+    seed: int | Tensor | None,
+    generator: torch.Generator | None,
+    draw: int | Tensor,
+    samples: int | Tensor,
+    stream: int,
+) -> Noise:
+    """Checks that exactly one source is given for `like` (called `name`) and turns counters into tensors.
+
+    A generator draws here, as `torch.randn_like(like)` would: same dtype, same memory format.
+    """
+    sources = (noise is not None) + (seed is not None) + (generator is not None)
+    if sources != 1:
+        raise ValueError(f"exactly one of noise, seed and generator must be given, got {sources}")
+    if noise is not None:
+        check_like("noise", noise, name, like)
+        return Noise(noise, None, None, None)
+    if generator is not None:
+        return Noise(torch.empty_like(like, requires_grad=False).normal_(generator=generator), None, None, None)
+    check_stream(stream)
+    return Noise(
+        None,
+        seed_tensor(seed, like.device),
+        int64_scalar("draw", draw, like.device),
+        samples_tensor(samples, like.shape[0], like.device),
+    )
+
+
+def check_stream(stream: int) -> None:
+    if not isinstance(stream, int) or not 0 <= stream < 2**16:
+        raise ValueError(f"stream must be an int in [0, 65536), got {stream!r}")
+
+
+def seed_tensor(seed: object, device: torch.device) -> Tensor:
+    """An int in [0, 2^64) or an int64 tensor () as a 0-d int64 tensor with the same 64 bits."""
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2**64), got {seed}")
+        return _scalar(seed if seed < 2**63 else seed - 2**64, device)
+    return _given("seed", seed, device, ((),))
+
+
+def int64_scalar(name: str, value: object, device: torch.device) -> Tensor:
+    """A non-negative int or an int64 tensor () as a 0-d int64 tensor."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _scalar(_non_negative(name, value), device)
+    return _given(name, value, device, ((),))
+
+
+def samples_tensor(samples: object, count: int, device: torch.device) -> Tensor:
+    """An int offset (0-d tensor) or an int64 tensor (N,) of sample indices."""
+    if isinstance(samples, int) and not isinstance(samples, bool):
+        return _scalar(_non_negative("samples", samples), device)
+    return _given("samples", samples, device, ((), (count,)))
+
+
+def _non_negative(name: str, value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{name} must lie in [0, 2**63), got {value}")
+    return value
+
+
+def _given(name: str, value: object, device: torch.device, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int or an int64 tensor, got {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {str(value.dtype).removeprefix('torch.')}")
+    if tuple(value.shape) not in shapes:
+        raise ValueError(f"{name} must have shape {' or '.join(map(str, shapes))}, got {tuple(value.shape)}")
+    check_device(name, value, "the data", torch.empty(0, device=device))
+    return value
+
+
+def _scalar(value: int, device: torch.device) -> Tensor:
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return torch.full((), value, dtype=torch.int64, device=device)
+    return _cached_scalar(value, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_scalar(value: int, device: torch.device) -> Tensor:
+    # Never handed out, so nobody can write to it; not an inference tensor, so autograd may save it.
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=torch.int64, device=device)

@@ -1,0 +1,209 @@
+"""torch.library glue, once for all ops.
+
+An `Op` is one schema with several backends. Called, it takes one of three roads:
+
+- plain tensors in eager mode go straight to the chosen backend, wrapped in an autograd.Function only if a gradient is
+  wanted: half the overhead of going through the dispatcher;
+- torch.func's transforms need an autograd.Function of the setup_context style (five times dearer, so only there);
+- everything else (torch.compile, torch.export, fake and subclassed tensors, dispatch modes) goes through the
+  registered `torch.ops.diffkern.<name>`, which has a fake and an autograd formula.
+
+A backend is a module `diffkern.ops.<name>.<backend>` with a function `<name>` taking the schema's arguments in order,
+and `<name>_unsupported(*args) -> str | None`, the reason why it cannot take these arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from diffkern import backends
+
+LIBRARY = torch.library.Library("diffkern", "DEF")
+OPS: dict[str, Op] = {}
+
+_PLAIN_TYPES = (torch.Tensor, Parameter)
+
+
+class Op:
+    """One registered operation.
+
+    schema: the torch schema without namespace, e.g. "q_sample(Tensor x0, …) -> (Tensor, Tensor)".
+    package: the op's folder, e.g. "diffkern.ops.q_sample".
+    fake: shapes and dtypes of the outputs, from fake tensors.
+    setup_context, backward: as for torch.autograd.Function; omitted for an op without gradients.
+    preference: backends in the order in which they are tried.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        package: str,
+        fake: Callable[..., Any],
+        setup_context: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+        preference: Sequence[str] = ("native", "reference"),
+    ) -> None:
+        self.name = schema[: schema.index("(")]
+        self.package = package
+        self.preference = tuple(preference)
+        self._modules: dict[str, Any] = {}
+        LIBRARY.define(schema)
+        LIBRARY.impl(self.name, self.run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"diffkern::{self.name}", fake, lib=LIBRARY)
+        if backward is not None:
+            torch.library.register_autograd(
+                f"diffkern::{self.name}", backward, setup_context=setup_context, lib=LIBRARY
+            )
+        self.differentiable = backward is not None
+        self._dispatched = getattr(torch.ops.diffkern, self.name).default
+        self._function = _eager_function(self, setup_context, backward)
+        self._functorch_function = _functorch_function(self, setup_context, backward)
+        OPS[self.name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        if not _is_plain_eager(args):
+            if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+                return self._dispatched(*args)
+            return self._functorch_function.apply(*args) if self.differentiable else self._dispatched(*args)
+        if torch.is_grad_enabled() and _requires_grad(args):
+            return self._function.apply(*args)
+        return self.run(*args)
+
+    def bypasses_autograd(self, args: Sequence[Any]) -> bool:
+        """Whether a call would be no more than `run`: then an op may hand `run` buffers to write into."""
+        return _is_plain_eager(args) and not (torch.is_grad_enabled() and _requires_grad(args))
+
+    def run(self, *args: Any) -> Any:
+        """Runs the chosen backend on real tensors, below autograd.
+
+        Further arguments after the schema's go to the backend as they are.
+        """
+        forced = backends.forced_backend()
+        for name in (forced,) if forced else self.preference:
+            reason = self.unsupported(name, args)
+            if reason is None:
+                return getattr(self._modules[name], self.name)(*args)
+            if forced:
+                raise RuntimeError(f"the backend {name!r} was asked for and cannot run {self.name}: {reason}")
+        raise AssertionError("the reference takes everything")
+
+    def unsupported(self, backend: str, args: Sequence[Any]) -> str | None:
+        """Why `backend` cannot run this call, or None if it can."""
+        module = self._modules.get(backend)
+        if module is None:
+            reason = backends.unavailable(backend)
+            if reason is None and backend not in self.preference:
+                reason = f"{self.name} has no {backend} implementation"
+            if reason is not None:
+                return reason
+            module = self._modules[backend] = importlib.import_module(f"{self.package}.{backend}")
+        return getattr(module, f"{self.name}_unsupported")(*args)
+
+
+def _is_plain_eager(args: Sequence[Any]) -> bool:
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+    ):
+        return False
+    return all(type(arg) in _PLAIN_TYPES for arg in args if isinstance(arg, torch.Tensor))
+
+
+def _requires_grad(args: Sequence[Any]) -> bool:
+    return any(arg.requires_grad for arg in args if isinstance(arg, torch.Tensor))
+
+
+def _eager_function(
+    op: Op, setup_context: Callable[..., None] | None, backward: Callable[..., Any] | None
+) -> type[torch.autograd.Function]:
+    """The autograd.Function of the eager road: ctx-style, four times cheaper than the setup_context style."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            outputs = op.run(*args)
+            if setup_context is not None:
+                setup_context(ctx, args, outputs)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            if backward is None:
+                raise RuntimeError(f"diffkern.ops: {op.name} has no derivative, so this gradient cannot be taken")
+            return backward(ctx, *grads)
+
+    Function.__name__ = Function.__qualname__ = f"{op.name}_eager"
+    return Function
+
+
+def _functorch_function(
+    op: Op, setup_context: Callable[..., None] | None, backward: Callable[..., Any] | None
+) -> type[torch.autograd.Function]:
+    """The autograd.Function of torch.func's road; batched by running the op under vmap."""
+
+    class Function(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return op._dispatched(*args)
+
+    if backward is not None and setup_context is not None:
+        Function.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+        Function.backward = staticmethod(backward)  # type: ignore[method-assign]
+    Function.__name__ = Function.__qualname__ = f"{op.name}_functorch"
+    return Function
+
+
+class _CalledWith(Exception):
+    """Carries the arguments of an op out of its public function, where `explain` stops it."""
+
+    def __init__(self, op: Op, args: Sequence[Any]) -> None:
+        self.op, self.arguments = op, args
+
+
+def explain(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    """See diffkern.backends.explain."""
+    from diffkern import ops
+
+    if name not in OPS:
+        raise ValueError(f"op must be one of {', '.join(sorted(OPS))}, got {name!r}")
+    op = OPS[name]
+    if args or kwargs:
+        call = _arguments_of(op, getattr(ops, name), args, kwargs)
+        reasons = {backend: op.unsupported(backend, call) for backend in op.preference}
+    else:
+        reasons = {backend: backends.unavailable(backend) for backend in op.preference}
+    forced = backends.forced_backend()
+    if forced:
+        reason = reasons[forced] if forced in reasons else op.unsupported(forced, ())
+        return f"{name}: {forced} (asked for)" + (f", which cannot run: {reason}" if reason else "")
+    chosen = next(backend for backend in op.preference if reasons[backend] is None)
+    passed_over = [f"not {b}: {reasons[b]}" for b in op.preference[: op.preference.index(chosen)]]
+    return "; ".join([f"{name}: {chosen}", *passed_over])
+
+
+def _arguments_of(op: Op, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
+    """The schema's arguments that the public function makes of a call, without running it."""
+    run = op.run
+
+    def stop(*arguments: Any) -> Any:
+        raise _CalledWith(op, arguments)
+
+    op.run = stop  # type: ignore[method-assign]
+    try:
+        with torch.no_grad():
+            function(*args, **kwargs)
+    except _CalledWith as called:
+        return called.arguments
+    finally:
+        op.run = run  # type: ignore[method-assign]
+    raise AssertionError(f"{op.name} returned without reaching its backend")

@@ -1,0 +1,154 @@
+"""GroupNorm with the scale-shift form and SiLU fused into it, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffkern.ops._checks import check_floating, check_like
+from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._registry import Op
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """y = act(GN(x)·(1 + scale) + shift), GN(x) = (x − μ)/√(σ² + eps)·weight + bias per group (Wu & He 2018, eq. 7).
+
+    x: (N, C, …), rank 2 to 5 (or more), float32, bfloat16, float16 or float64; contiguous, channels last, or any
+        strides (then the result is contiguous). num_groups divides C; any number of channels a group.
+    weight, bias: (C,) or None. scale, shift: (N, C), or x's rank with ones after the first two axes (the first may be
+        one too), any stride: chunks of one projection are not copied. Each has x's dtype or, with 16-bit x, float32.
+    activation: None or "silu".
+    Statistics and arithmetic in float32 (float64 for float64 x), by Chan's combination of shifted sums: right at a mean
+    of 1e3 and beyond. Returns x's dtype and memory format, also under autocast. One value per group is defined
+    (its normalised value is 0), unlike F.group_norm at N = 1.
+
+    Gradients flow to x, weight, bias, scale and shift (derivation: docs/group_norm.md); NaN or Inf in one sample stays
+    in that sample, in y and in the gradient of x. Raises ValueError or TypeError naming the argument.
+    """
+    check_floating("x", x, min_rank=2)
+    channels = x.shape[1]
+    if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
+        raise ValueError(f"num_groups must be a positive int that divides x's {channels} channels, got {num_groups!r}")
+    if activation not in (None, "silu"):
+        raise ValueError(f'activation must be None or "silu", got {activation!r}')
+    if not eps >= 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    if weight is not None:
+        _check_parameter("weight", weight, x, (channels,))
+    if bias is not None:
+        _check_parameter("bias", bias, x, (channels,))
+    if scale is not None:
+        scale = _per_sample("scale", scale, x)
+    if shift is not None:
+        shift = _per_sample("shift", shift, x)
+    return OP(x, num_groups, weight, bias, float(eps), scale, shift, activation == "silu")[0]
+
+
+def _check_parameter(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+    check_like(name, value, "x", x, shape)
+    if value.dtype != x.dtype and (value.dtype != torch.float32 or x.dtype == torch.float64):
+        raise TypeError(f"{name} must have x's dtype {x.dtype} (or float32 with 16-bit x), got {value.dtype}")
+
+
+def _per_sample(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """scale or shift as a (N, C) view."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    samples, channels = x.shape[:2]
+    if tuple(value.shape) != (samples, channels):
+        ones = (1,) * (x.dim() - 2)
+        if tuple(value.shape) not in ((samples, channels, *ones), (1, channels, *ones)):
+            allowed = f"{(samples, channels)} or {(samples, channels, *ones)}"
+            raise ValueError(f"{name} must have shape {allowed}, got {tuple(value.shape)}")
+        value = value.reshape(value.shape[0], channels).expand(samples, channels)
+    _check_parameter(name, value, x, (samples, channels))
+    return value
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _fake(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = x.new_empty((x.shape[0], num_groups), dtype=statistics_dtype(x))
+    return empty_like_layout(x), statistics, torch.empty_like(statistics)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, num_groups, weight, bias, _, scale, shift, silu = inputs
+    ctx.save_for_backward(x, weight, bias, scale, shift, output[1], output[2])
+    ctx.num_groups, ctx.silu = num_groups, silu
+
+
+def _backward(ctx: Any, dy: Tensor, dmean: Tensor | None, drstd: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
+    dx, dweight, dbias, dscale, dshift = BACKWARD(
+        dy, x, weight, bias, scale, shift, mean, rstd, ctx.num_groups, ctx.silu
+    )
+    return (
+        dx,
+        None,
+        dweight if weight is not None else None,
+        dbias if bias is not None else None,
+        None,
+        dscale if scale is not None else None,
+        dshift if shift is not None else None,
+        None,
+    )
+
+
+def empty_like_or_none(x: Tensor, parameter: Tensor | None) -> Tensor:
+    """Room for a parameter's gradient: contiguous, or empty where there is no such parameter."""
+    return x.new_empty(0) if parameter is None else torch.empty(parameter.shape, dtype=parameter.dtype, device=x.device)
+
+
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    silu: bool,
+) -> tuple[Tensor, ...]:
+    return (empty_like_layout(x), *(empty_like_or_none(x, p) for p in (weight, bias, scale, shift)))
+
+
+OP = Op(
+    "group_norm(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, Tensor? shift, "
+    "bool silu) -> (Tensor, Tensor, Tensor)",
+    package=__package__,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+BACKWARD = Op(
+    "group_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor mean, "
+    "Tensor rstd, int num_groups, bool silu) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    package=__package__,
+    fake=_fake_backward,
+)

@@ -1,0 +1,1 @@
+from diffkern.ops.philox_normal.op import philox_normal as philox_normal

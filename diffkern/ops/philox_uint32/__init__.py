@@ -1,0 +1,1 @@
+from diffkern.ops.philox_uint32.op import philox_uint32 as philox_uint32

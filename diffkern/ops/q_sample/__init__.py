@@ -1,0 +1,1 @@
+from diffkern.ops.q_sample.op import q_sample as q_sample

@@ -1,0 +1,1 @@
+from diffkern.ops.solver_step.op import solver_step as solver_step

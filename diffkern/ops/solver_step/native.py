@@ -1,0 +1,133 @@
+"""solver_step through csrc/cpu/solver_step.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffkern.backends import native_module
+from diffkern.ops._layout import empty_like_layout, is_channels_last
+from diffkern.ops._native import (
+    OperandTuple,
+    cpu_only,
+    num_threads,
+    operand,
+    sample_dense,
+    sample_shape,
+)
+
+
+class _Operands:
+    """Prepares operands in the state's order and keeps them alive during the call."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.channels_last = is_channels_last(x)
+        self.dtype = torch.float64 if x.dtype == torch.float64 else None
+        self._alive: list[Tensor] = []
+
+    def read(self, value: Tensor | None) -> OperandTuple | None:
+        if value is None:
+            return None
+        wanted = self.dtype or (torch.float32 if value.dtype == torch.float64 else None)
+        value = sample_dense(value, self.channels_last, wanted)
+        self._alive.append(value)
+        return operand(value)
+
+    def write(self, value: Tensor) -> OperandTuple:
+        return operand(value.movedim(1, -1) if self.channels_last else value)
+
+    def keep(self, value: Tensor) -> Tensor:
+        self._alive.append(value)
+        return value
+
+
+def solver_step(
+    x: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    writes: Tensor,
+    row: Tensor,
+    slots: Tensor | None,
+    guidance_scale: Tensor | None,
+    guidance_rescale: Tensor | None,
+    threshold: Tensor | None,
+    extra: Tensor | None,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    samples: Tensor | None,
+    stream: int,
+    clip: list[float] | None,
+    variance: int,
+    scales_input: bool,
+    out: Tensor | None = None,
+    slots_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    operands = _Operands(x)
+    result = out if out is not None and _in_layout(out, x) else empty_like_layout(x)
+    x_in = empty_like_layout(x) if scales_input else x.new_empty(0)
+    # A slot is written where it is read: in place if the caller allows it, else in a copy.
+    history = [] if slots is None else list(slots.unbind(0))
+    in_place = slots is slots_out and all(_in_layout(h, x) for h in history)
+    if not in_place:
+        history = [empty_like_layout(x).copy_(h) for h in history]
+    mean = model_output[:, : x.shape[1]] if variance else model_output
+    var = model_output[model_output.shape[0] - x.shape[0] :, x.shape[1] :] if variance else None
+    samples_in_x = x.shape[0]
+    uncond, cond = (mean, None) if guidance_scale is None else (mean[:samples_in_x], mean[samples_in_x:])
+    row, writes = operands.keep(row.contiguous()), operands.keep(writes.contiguous())
+    source = None
+    if seed is not None and samples is not None:
+        samples = operands.keep(samples.contiguous())
+        source = (seed.data_ptr(), row.data_ptr(), row.dim() > 0, samples.data_ptr(), samples.dim() > 0, stream)
+    scalars = [
+        None if value is None else operands.keep(value.double().contiguous()).data_ptr()
+        for value in (guidance_scale, guidance_rescale, threshold)
+    ]
+    native_module().solver_step(
+        shape=sample_shape(x),
+        x=operands.read(x),
+        uncond=operands.read(uncond),
+        cond=operands.read(cond),
+        var=operands.read(var),
+        extra=operands.read(extra),
+        noise=operands.read(noise),
+        source=source,
+        table=table.data_ptr(),
+        num_rows=table.shape[0],
+        num_columns=table.shape[1],
+        writes=writes.data_ptr(),
+        row=row.data_ptr(),
+        row_per_sample=row.dim() > 0,
+        guidance_scale=scalars[0],
+        guidance_per_sample=guidance_scale is not None and guidance_scale.dim() > 0,
+        guidance_rescale=scalars[1],
+        threshold=scalars[2],
+        clip=clip,
+        variance=variance,
+        slots=[operands.write(h) for h in history],
+        out=operands.write(result),
+        x_in=operands.write(x_in) if scales_input else None,
+        num_threads=num_threads(x.numel()),
+    )
+    if out is not None and result is not out:
+        result = out.copy_(result)
+    if slots is None:
+        return result, x_in, x.new_empty(0)
+    if not in_place:
+        slots_out = torch.empty(slots.shape, dtype=x.dtype) if slots_out is None else slots_out
+        for target, h in zip(slots_out, history, strict=True):
+            target.copy_(h)
+    assert slots_out is not None
+    return result, x_in, slots_out
+
+
+def _in_layout(value: Tensor, x: Tensor) -> bool:
+    """Whether `value` is dense in the memory order that a result for x has."""
+    return is_channels_last(value) if is_channels_last(x) else value.is_contiguous()
+
+
+def solver_step_unsupported(x: Tensor, *rest: object) -> str | None:
+    slots = rest[4]
+    if isinstance(slots, Tensor) and slots.shape[0] > 8:
+        return f"the kernel holds 8 slots, the program has {slots.shape[0]}"
+    return cpu_only(x)

@@ -1,0 +1,225 @@
+"""One step of any solver: a row of a StepProgram in one pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffkern.ops._checks import check_device, check_floating, check_index, check_like
+from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._noise import Noise, resolve_noise
+from diffkern.ops._registry import Op
+from diffkern.ops.solver_step.backward import solver_step_backward
+from diffkern.ops.solver_step.program_tensors import program_tensors
+from diffkern.ops.solver_step.sample_scales import guidance_rescale_factor, threshold_scale
+
+if TYPE_CHECKING:
+    from diffkern.solvers.program import StepProgram
+
+VARIANCES = ("fixed", "learned", "learned_range")
+SLOTS = 5  # the position of `slots` among the arguments of the registered op
+
+
+def solver_step(
+    x: Tensor,
+    model_output: Tensor,
+    program: StepProgram,
+    row: int | Tensor,
+    *,
+    slots: Tensor | None = None,
+    guidance_scale: float | Tensor | None = None,
+    guidance_rescale: float | None = None,
+    extra: Tensor | None = None,
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    samples: int | Tensor = 0,
+    stream: int = 2,
+    generator: torch.Generator | None = None,
+    out: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Executes row `row` of `program` (diffkern.solvers.StepProgram; the equations stand there).
+
+    x: the state (N, C, …), float32, bfloat16, float16 or float64, any strides.
+    model_output: (N, C, …); (N, 2C, …) = [mean; variance] on axis 1 if the program's variance is learned; with guidance
+        twice as many samples, [uncond; cond], the variance taken from cond. Any floating dtype.
+    row: int, or int64 tensor () or (N,) on x's device. It is also the draw of the noise.
+    slots: (S, N, C, …), x's dtype: the remembered tensors, written where the row says so; required if the program has
+        slots. Writing is not differentiated.
+    guidance_scale: w of classifier-free guidance, a number or a tensor () or (N,): m = u + w·(c − u) (Ho & Salimans
+        2022 with w counted from 0 as diffusers does). guidance_rescale: φ of Lin et al. 2023, in [0, 1].
+    extra: e of the equations, of x's shape (a classifier's gradient), read by rows with c_e or c_v.
+    Noise, for rows with c_z ≠ 0: exactly one of noise (x's shape), seed (with samples, stream; the draw is the row),
+        generator (the numbers of torch.randn_like(x)). A program without such rows needs none; one with them must be
+        given its source at every row.
+    out: where x' goes, of x's shape and dtype, dense; may be x itself. Not for calls that need gradients.
+
+    Returns x', or (x', s·x') if the program scales the network's input. x' has x's dtype and memory format; arithmetic
+    in float32 (float64 for float64 x). An operand whose coefficients are all zero is not read.
+    Gradients flow to x, model_output and extra. Raises ValueError or TypeError naming the argument; a row out of range
+    raises ValueError on a CPU and gives NaN elsewhere.
+    """
+    check_floating("x", x)
+    row_tensor = _row_tensor(row, x, program)
+    guided = guidance_scale is not None
+    _check_model_output(model_output, x, program, guided)
+    _check_slots(slots, x, program)
+    if extra is not None:
+        check_like("extra", extra, "x", x)
+    source = _noise_source(x, program, noise, seed, samples, stream, generator)
+    scale = _guidance_tensor(guidance_scale, x)
+    if guidance_rescale is not None and not (guided and 0 <= guidance_rescale <= 1):
+        raise ValueError(f"guidance_rescale must lie in [0, 1] and needs guidance_scale, got {guidance_rescale}")
+
+    table, writes = program_tensors(program, x.device)
+    rescale = guidance_rescale_factor(model_output, x, scale, guidance_rescale) if guidance_rescale else None
+    threshold = None
+    if program.threshold is not None:
+        threshold = threshold_scale(x, model_output, table, row_tensor, scale, rescale, program.threshold)
+    clip = program.clip if program.clip is not None or program.threshold is None else (-1.0, 1.0)
+    arguments = (
+        x,
+        model_output,
+        table,
+        writes,
+        row_tensor,
+        slots,
+        scale,
+        rescale,
+        threshold,
+        extra,
+        source.given,
+        source.seed,
+        source.samples,
+        stream,
+        None if clip is None else [float(clip[0]), float(clip[1])],
+        VARIANCES.index(program.variance),
+        program.scales_input,
+    )
+    if out is not None:
+        _check_out(out, x)
+    if (out is not None or slots is not None) and OP.bypasses_autograd(arguments):
+        x_next, x_in, new_slots = OP.run(*arguments, out, slots)
+    else:
+        x_next, x_in, new_slots = OP(*arguments)
+    if out is not None and x_next is not out:
+        if x_next.requires_grad:
+            raise ValueError("out cannot be used where a gradient is wanted: leave it out, or use torch.no_grad()")
+        x_next = out.copy_(x_next)
+    if slots is not None and new_slots is not slots:
+        slots.copy_(new_slots.detach())
+    return (x_next, x_in) if program.scales_input else x_next
+
+
+def _row_tensor(row: int | Tensor, x: Tensor, program: StepProgram) -> Tensor:
+    if isinstance(row, int) and not isinstance(row, bool):
+        if not 0 <= row < program.num_rows:
+            raise ValueError(f"row must lie in [0, {program.num_rows}), got {row}")
+        return torch.full((), row, dtype=torch.int64, device=x.device)
+    check_index("row", row, "x", x, [(), (x.shape[0],)])
+    assert isinstance(row, Tensor)
+    return row
+
+
+def _check_model_output(model_output: Tensor, x: Tensor, program: StepProgram, guided: bool) -> None:
+    learned = program.variance != "fixed"
+    if learned and x.dim() < 2:
+        raise ValueError(f"x must have a channel axis for a learned variance, got shape {tuple(x.shape)}")
+    samples = x.shape[0] * (2 if guided else 1)
+    shape = (samples, x.shape[1] * 2, *x.shape[2:]) if learned else (samples, *x.shape[1:])
+    reason = "x" + (" with guidance" if guided else "") + (" and a learned variance" if learned else "")
+    check_like("model_output", model_output, reason, x, shape)
+
+
+def _check_slots(slots: Tensor | None, x: Tensor, program: StepProgram) -> None:
+    if program.num_slots == 0:
+        if slots is not None:
+            raise ValueError("slots must be None: this program has none")
+        return
+    if slots is None:
+        raise ValueError(f"slots must be given: this program has {program.num_slots}")
+    check_like("slots", slots, "x and the program", x, (program.num_slots, *x.shape))
+    if slots.dtype != x.dtype:
+        raise TypeError(f"slots must have x's dtype {x.dtype}, got {slots.dtype}")
+
+
+def _check_out(out: Tensor, x: Tensor) -> None:
+    check_like("out", out, "x", x)
+    if out.dtype != x.dtype:
+        raise TypeError(f"out must have x's dtype {x.dtype}, got {out.dtype}")
+
+
+def _noise_source(
+    x: Tensor,
+    program: StepProgram,
+    noise: Tensor | None,
+    seed: int | Tensor | None,
+    samples: int | Tensor,
+    stream: int,
+    generator: torch.Generator | None,
+) -> Noise:
+    if not program.makes_noise and noise is None and seed is None and generator is None:
+        return Noise(None, None, None, None)
+    return resolve_noise(x, "x", noise=noise, seed=seed, generator=generator, draw=0, samples=samples, stream=stream)
+
+
+def _guidance_tensor(value: float | Tensor | None, x: Tensor) -> Tensor | None:
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        if tuple(value.shape) not in ((), (x.shape[0],)):
+            raise ValueError(f"guidance_scale must have shape () or {(x.shape[0],)}, got {tuple(value.shape)}")
+        check_device("guidance_scale", value, "x", x)
+        return value.double()
+    return torch.full((), float(value), dtype=torch.float64, device=x.device)
+
+
+def _fake(
+    x: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    writes: Tensor,
+    row: Tensor,
+    slots: Tensor | None,
+    guidance_scale: Tensor | None,
+    guidance_rescale: Tensor | None,
+    threshold: Tensor | None,
+    extra: Tensor | None,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    samples: Tensor | None,
+    stream: int,
+    clip: list[float] | None,
+    variance: int,
+    scales_input: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x_in = empty_like_layout(x) if scales_input else x.new_empty(0)
+    new_slots = x.new_empty(0) if slots is None else torch.empty(slots.shape, dtype=x.dtype, device=x.device)
+    return empty_like_layout(x), x_in, new_slots
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # The slots' values are not needed, and the caller may overwrite them before the backward pass.
+    tensors = [(i, value) for i, value in enumerate(inputs) if isinstance(value, Tensor) and i != SLOTS]
+    ctx.save_for_backward(*(value for _, value in tensors))
+    ctx.positions = [i for i, _ in tensors]
+    ctx.inputs = [None if isinstance(value, Tensor) else value for value in inputs]
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = list(ctx.inputs)
+    for position, value in zip(ctx.positions, ctx.saved_tensors, strict=True):
+        inputs[position] = value
+    return solver_step_backward(inputs, grads[0], grads[1], ctx.needs_input_grad)
+
+
+OP = Op(
+    "solver_step(Tensor x, Tensor model_output, Tensor table, Tensor writes, Tensor row, Tensor? slots, "
+    "Tensor? guidance_scale, Tensor? guidance_rescale, Tensor? threshold, Tensor? extra, Tensor? noise, Tensor? seed, "
+    "Tensor? samples, int stream, float[]? clip, int variance, bool scales_input) -> (Tensor, Tensor, Tensor)",
+    package=__package__,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -1,0 +1,29 @@
+"""A program's table as tensors on a device, made once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffkern.solvers.program import StepProgram
+
+_TENSORS: WeakKeyDictionary[StepProgram, dict[torch.device, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def program_tensors(program: StepProgram, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(coefficients float64 (R, K), writes int64 (R, 2)) on `device`, cached as long as the program lives."""
+    if torch.compiler.is_compiling():
+        # A trace keeps them as its constants.
+        return torch.as_tensor(program.coefficients, device=device), torch.as_tensor(program.writes, device=device)
+    by_device = _TENSORS.setdefault(program, {})
+    if device not in by_device:
+        with torch.inference_mode(False):
+            by_device[device] = (
+                torch.tensor(program.coefficients, device=device),
+                torch.tensor(program.writes, device=device),
+            )
+    return by_device[device]
