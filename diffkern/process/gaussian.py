@@ -1,0 +1,191 @@
+"""The Gaussian diffusion process as float64 tables: marginal, posterior, parameterisations, respacing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diffkern.process.schedules import check_betas
+from diffkern.process.spacing import respaced_betas, space_timesteps
+
+if TYPE_CHECKING:
+    import torch
+
+PREDICTIONS = ("eps", "x0", "v")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+
+
+class ProcessTables(NamedTuple):
+    """The tables that the ops read, float64 tensors (T,): x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε."""
+
+    sqrt_alphas_cumprod: torch.Tensor
+    sqrt_one_minus_alphas_cumprod: torch.Tensor
+
+
+class GaussianProcess:
+    """q(x_t | x_{t−1}) = N(√(1−β_t)·x_{t−1}, β_t·I), and what the network says about its reverse.
+
+    `betas` (T,) in (0, 1]. t is 0-based everywhere: t = 0 has one step of noise. `prediction` is what the network's
+    output means: "eps", "x0", or "v" = √ᾱ·ε − √(1−ᾱ)·x0. `variance` is the reverse step's: "fixed_small" (β̃_t),
+    "fixed_large" (β_t, but β̃_1 at t = 0), or "learned_range" (the network's further C channels interpolate between
+    log β̃_t and log β_t; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15). `timestep_map` (T,) is what the network is
+    given at each t; by default t itself, after respacing the timestep of the original process.
+
+    The attributes are read-only float64 arrays (T,), named as in OpenAI's code: `betas`, `alphas_cumprod` (ᾱ_t),
+    `alphas_cumprod_prev` (ᾱ_{t−1}, 1 at t = 0), `sqrt_alphas_cumprod`, `sqrt_one_minus_alphas_cumprod`,
+    `log_one_minus_alphas_cumprod`, and of the posterior (Ho et al. 2020, arXiv 2006.11239, eq. 7)
+    q(x_{t−1} | x_t, x0) = N(coef1·x0 + coef2·x_t, β̃_t·I): `posterior_mean_coef1`, `posterior_mean_coef2`,
+    `posterior_variance`, `posterior_log_variance_clipped` (β̃_0 = 0 replaced by β̃_1 before the logarithm).
+    `model_variance` and `model_log_variance` are those of a fixed reverse variance, None for "learned_range".
+
+    Raises ValueError for betas, a prediction, a variance or a map that are none of these.
+    """
+
+    def __init__(
+        self,
+        betas: ArrayLike,
+        prediction: str = "eps",
+        variance: str = "fixed_small",
+        timestep_map: ArrayLike | None = None,
+    ) -> None:
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is {prediction!r}; supported today: {', '.join(map(repr, PREDICTIONS))}")
+        if variance not in VARIANCES:
+            raise ValueError(f"variance is {variance!r}; supported today: {', '.join(map(repr, VARIANCES))}")
+        self.prediction = prediction
+        self.variance = variance
+        self.betas = check_betas(betas)
+        self.num_timesteps = len(self.betas)
+        self.timestep_map = np.array(np.arange(self.num_timesteps) if timestep_map is None else timestep_map)
+        if self.timestep_map.shape != self.betas.shape or self.timestep_map.dtype.kind not in "iu":
+            raise ValueError(
+                f"timestep_map is {self.timestep_map.dtype} of shape {self.timestep_map.shape}; "
+                f"it must hold {self.num_timesteps} integers"
+            )
+        self.timestep_map = self.timestep_map.astype(np.int64)
+
+        self.alphas_cumprod = np.cumprod(1.0 - self.betas)
+        self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
+        self.sqrt_alphas_cumprod = np.sqrt(self.alphas_cumprod)
+        self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - self.alphas_cumprod)
+        self.log_one_minus_alphas_cumprod = np.log(1.0 - self.alphas_cumprod)
+
+        noise = 1.0 - self.alphas_cumprod
+        noise_prev = 1.0 - self.alphas_cumprod_prev
+        self.posterior_mean_coef1 = np.sqrt(self.alphas_cumprod_prev) * self.betas / noise
+        self.posterior_mean_coef2 = np.sqrt(1.0 - self.betas) * noise_prev / noise
+        self.posterior_variance = noise_prev / noise * self.betas
+        # β̃_0 = 0 has no logarithm; a process of one step has no β̃_1 either, and takes β_0.
+        second = self.posterior_variance[1] if self.num_timesteps > 1 else self.betas[0]
+        self.posterior_log_variance_clipped = np.log(np.append(second, self.posterior_variance[1:]))
+
+        self.model_variance: np.ndarray | None = None
+        self.model_log_variance: np.ndarray | None = None
+        if variance == "fixed_small":
+            self.model_variance = self.posterior_variance
+            self.model_log_variance = self.posterior_log_variance_clipped
+        elif variance == "fixed_large":
+            self.model_variance = np.append(second, self.betas[1:])
+            self.model_log_variance = np.log(self.model_variance)
+        for table in vars(self).values():
+            if isinstance(table, np.ndarray):
+                table.setflags(write=False)
+
+    def q_mean_variance(self, x0: np.ndarray, t: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, variance and log-variance of q(x_t | x0) for x0 (N, …) and t (N,); the last two broadcast to x0."""
+        return (
+            self._at(self.sqrt_alphas_cumprod, t, x0) * x0,
+            self._at(1.0 - self.alphas_cumprod, t, x0),
+            self._at(self.log_one_minus_alphas_cumprod, t, x0),
+        )
+
+    def q_posterior_mean_variance(
+        self, x0: np.ndarray, x_t: np.ndarray, t: ArrayLike
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, variance and clipped log-variance of q(x_{t−1} | x_t, x0); t (N,), the last two broadcast to x0."""
+        coef1, coef2 = self._at(self.posterior_mean_coef1, t, x0), self._at(self.posterior_mean_coef2, t, x0)
+        return (
+            coef1 * x0 + coef2 * x_t,
+            self._at(self.posterior_variance, t, x0),
+            self._at(self.posterior_log_variance_clipped, t, x0),
+        )
+
+    def conversion(self, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tables p, q (T,) with target = p·x_t + q·source, for source and target among "eps", "x0" and "v".
+
+        They follow from x_t = s·x0 + σ·ε and v = s·ε − σ·x0, s = √ᾱ, σ = √(1−ᾱ) (Salimans & Ho 2022,
+        arXiv 2202.00512, appendix D). Where ᾱ_t = 0 (a last β of 1), x_t says nothing of x0, and the two conversions
+        from eps are infinite.
+        """
+        for name, value in (("source", source), ("target", target)):
+            if value not in PREDICTIONS:
+                raise ValueError(f"{name} is {value!r}; supported today: {', '.join(map(repr, PREDICTIONS))}")
+        s, sigma = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
+        with np.errstate(divide="ignore"):
+            match source, target:
+                case "eps", "x0":
+                    return 1 / s, -sigma / s
+                case "eps", "v":
+                    return -sigma / s, 1 / s
+                case "x0", "eps":
+                    return 1 / sigma, -s / sigma
+                case "x0", "v":
+                    return s / sigma, -1 / sigma
+                case "v", "x0":
+                    return s, -sigma
+                case "v", "eps":
+                    return sigma, s
+        return np.zeros_like(s), np.ones_like(s)
+
+    def convert(self, x_t: np.ndarray, value: np.ndarray, t: ArrayLike, source: str, target: str) -> np.ndarray:
+        """`value` (N, …), which is `source` at x_t (N, …) and t (N,), as `target`; see :meth:`conversion`."""
+        p, q = self.conversion(source, target)
+        return self._at(p, t, x_t) * x_t + self._at(q, t, x_t) * value
+
+    def spaced(self, steps: int | str | Iterable[int] | None) -> list[int]:
+        """The timesteps in [0, T) that `steps` picks, rising: all for None, else those of :func:`space_timesteps`."""
+        if steps is None:
+            return list(range(self.num_timesteps))
+        if isinstance(steps, int) and not 1 <= steps <= self.num_timesteps:
+            raise ValueError(f"steps is {steps}; it must be in [1, {self.num_timesteps}], the steps of the process")
+        return space_timesteps(self.num_timesteps, steps)
+
+    def respace(self, steps: int | str | Iterable[int] | None) -> GaussianProcess:
+        """The process of fewer steps: an int S (evenly spaced), section counts, "ddimN", or None for all of them."""
+        return self.keep(self.spaced(steps))
+
+    def keep(self, timesteps: ArrayLike) -> GaussianProcess:
+        """The process of the given steps alone, rising in [0, T); ᾱ stays what it was at each of them.
+
+        Its `timestep_map` says which of the original process's timesteps they are.
+        """
+        kept = np.asarray(timesteps)
+        if kept.ndim != 1 or kept.size == 0 or kept.dtype.kind not in "iu":
+            raise ValueError(f"timesteps are {kept.dtype} of shape {kept.shape}; they must be integers, 1-D, not empty")
+        if kept[0] < 0 or kept[-1] >= self.num_timesteps or (np.diff(kept) < 1).any():
+            raise ValueError(f"timesteps must rise within [0, {self.num_timesteps}); they are {kept.tolist()}")
+        if kept.size == self.num_timesteps:
+            return self
+        return GaussianProcess(
+            respaced_betas(self.betas, kept), self.prediction, self.variance, self.timestep_map[kept]
+        )
+
+    def tables(self, device: torch.device | str | None = None) -> ProcessTables:
+        """The tables that the ops read, as float64 tensors (T,) on `device`."""
+        import torch
+
+        return ProcessTables(*(torch.tensor(getattr(self, name), device=device) for name in ProcessTables._fields))
+
+    def _at(self, table: np.ndarray, t: ArrayLike, like: np.ndarray) -> np.ndarray:
+        """table[t] (N,) with trailing axes of length 1, to meet `like` (N, …); ValueError for a t out of range."""
+        index = np.asarray(t)
+        if index.dtype.kind not in "iu" or index.shape != like.shape[:1]:
+            raise ValueError(
+                f"t is {index.dtype} of shape {index.shape}; it must be integers of shape {like.shape[:1]}"
+            )
+        if ((index < 0) | (index >= self.num_timesteps)).any():
+            raise ValueError(f"t must be in [0, {self.num_timesteps}); it runs from {index.min()} to {index.max()}")
+        return table[index].reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,44 @@
+"""The eager engine: one model call and one `solver_step` a row, from a Python loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from diffkern.ops import solver_step
+from diffkern.solvers import StepProgram
+
+
+def run(
+    network: Callable[[Tensor, int], Tensor],
+    program: StepProgram,
+    x: Tensor,
+    seed: int,
+    first: int,
+    guidance_scale: float | None,
+    *,
+    keep_states: bool,
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yield (row, x before, model output, x after) for every row of `program`, starting from x (N, C, H, W).
+
+    `first` is the number of the first image, by which its noise is found. With `keep_states` every x is a tensor of
+    its own; without, two buffers take turns and an x lasts until the row after next. x itself is not written.
+    """
+    buffers: list[Tensor | None] = [None, None] if keep_states else [torch.empty_like(x), torch.empty_like(x)]
+    for row in range(program.num_rows):
+        output = network(x, row)
+        x_next = solver_step(
+            x, output, program, row, guidance_scale=guidance_scale, seed=seed, samples=first, out=buffers[row % 2]
+        )
+        assert isinstance(x_next, Tensor)  # a pair only for programs that scale the network's input
+        yield row, x, output, x_next
+        x = x_next
+
+
+def predicted_x0(x: Tensor, output: Tensor, program: StepProgram, row: int, guidance_scale: float | None) -> Tensor:
+    """x0 (N, C, H, W) as the row of `program`, an `x0_program`, has it from x and the model's output there."""
+    x0 = solver_step(x, output, program, row, guidance_scale=guidance_scale)
+    assert isinstance(x0, Tensor)
+    return x0

@@ -1,0 +1,74 @@
+"""The model as a sampler sees it: where it lives, how it is put into eval mode, what it is called with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Model = Callable[..., Tensor]
+
+
+class Placement(NamedTuple):
+    """How the state x is to be laid out so that the model takes it as it is."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+
+def placement(model: Model) -> Placement:
+    """Device and floating dtype of the model's first weight, channels_last if its convolutions' weights are.
+
+    A function without weights gets float32 on the CPU.
+    """
+    weights: list[Tensor] = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    floating = [weight for weight in weights if weight.is_floating_point()]
+    channels_last = any(
+        weight.ndim == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+        for weight in floating
+    )
+    return Placement(
+        weights[0].device if weights else torch.device("cpu"),
+        floating[0].dtype if floating else torch.float32,
+        torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+@contextlib.contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Put the model into eval mode, and afterwards each of its modules back into the mode that it was in."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Network:
+    """One batch's model calls: `network(x, row)` is the model's output at a row of the program.
+
+    `times` is int64 (R,) on x's device, `labels` int64 (N,) or None. With `null_label` the model is called once on
+    the doubled batch [uncond; cond] and returns 2N outputs. Nothing here waits for the device.
+    """
+
+    def __init__(
+        self, model: Model, times: Tensor, n: int, dtype: torch.dtype, labels: Tensor | None, null_label: int | None
+    ) -> None:
+        if labels is not None and null_label is not None:
+            labels = torch.cat([torch.full_like(labels, null_label), labels])
+        self.model = model
+        self.dtype = dtype
+        self.doubled = null_label is not None
+        self.times = times[:, None].repeat(1, 2 * n if self.doubled else n)
+        self.labels = () if labels is None else (labels,)
+
+    def __call__(self, x: Tensor, row: int) -> Tensor:
+        x_in = x.to(self.dtype)
+        return self.model(torch.cat([x_in, x_in]) if self.doubled else x_in, self.times[row], *self.labels)

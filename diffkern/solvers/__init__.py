@@ -1,0 +1,9 @@
+"""Solvers: pure functions, in float64, from a diffusion process to a StepProgram that `solver_step` executes."""
+
+from diffkern.solvers.ddim import ddim as ddim
+from diffkern.solvers.ddpm import ddpm as ddpm
+from diffkern.solvers.program import StepProgram as StepProgram
+from diffkern.solvers.program import columns as columns
+from diffkern.solvers.program import step_program as step_program
+from diffkern.solvers.registry import SOLVERS as SOLVERS
+from diffkern.solvers.registry import build as build

@@ -1,0 +1,55 @@
+"""Samplers as the papers print them, in float64 torch, without StepPrograms: what the Sampler is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffkern.ops import philox_normal
+from diffkern.process import GaussianProcess
+
+
+def x_T(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    return philox_normal((n, *shape), seed, stream=1).double()
+
+
+def sample(
+    output: Callable[[Tensor, int], Tensor],
+    process: GaussianProcess,
+    x: Tensor,
+    seed: int,
+    *,
+    solver: str,
+    clip: tuple[float, float] | None,
+    eta: float = 0.0,
+) -> list[tuple[Tensor, Tensor]]:
+    """(x, x0) after each step; output(x, t) takes a timestep of the original process."""
+    states = []
+    table = {name: value.tolist() for name, value in vars(process).items() if hasattr(value, "tolist")}
+    for row, t in enumerate(reversed(range(process.num_timesteps))):
+        abar, abar_prev = table["alphas_cumprod"][t], table["alphas_cumprod_prev"][t]
+        out = output(x, table["timestep_map"][t])
+        m, rest = out[:, : x.shape[1]], out[:, x.shape[1] :]
+        x0 = {
+            "x0": m,
+            "eps": (x - (1 - abar) ** 0.5 * m) / abar**0.5,
+            "v": abar**0.5 * x - (1 - abar) ** 0.5 * m,
+        }[process.prediction]
+        x0 = x0 if clip is None else x0.clamp(*clip)
+        noise = philox_normal(tuple(x.shape), seed, draw=row, stream=2).double() if t else torch.zeros_like(x)
+        if solver == "ddim":
+            eps = (x - abar**0.5 * x0) / (1 - abar) ** 0.5
+            sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)) ** 0.5
+            x = abar_prev**0.5 * x0 + max(1 - abar_prev - sigma**2, 0) ** 0.5 * eps + sigma * noise
+        else:
+            mean = table["posterior_mean_coef1"][t] * x0 + table["posterior_mean_coef2"][t] * x
+            if process.variance == "learned_range":
+                low, high = table["posterior_log_variance_clipped"][t], torch.tensor(table["betas"][t]).double().log()
+                std = torch.exp(0.5 * (low + (rest + 1) / 2 * (high - low)))
+            else:
+                std = table["model_variance"][t] ** 0.5
+            x = mean + std * noise
+        states.append((x, x0))
+    return states
