@@ -1,0 +1,48 @@
+"""GroupNorm with the scale-shift and the SiLU that follow it in diffusion U-Nets, in one op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffkern.ops import group_norm
+
+
+class GroupNorm(nn.GroupNorm):
+    """``torch.nn.GroupNorm``, with the same parameters and state-dict keys, on `diffkern.ops.group_norm`.
+
+    y = act(GN(x)·(1 + scale) + shift), statistics in float32, in the memory format of x.
+
+    num_groups, num_channels, eps, affine: as in ``torch.nn.GroupNorm``.
+    activation: None or "silu".
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        activation: str | None = None,
+        **factory: Any,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine, **factory)
+        self.activation = activation
+
+    def forward(self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """``input`` (N, C, …); ``scale`` and ``shift`` (N, C) of any stride, or None."""
+        return group_norm(
+            input,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            scale=scale,
+            shift=shift,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation}"
