@@ -1,0 +1,20 @@
+"""Training: the ``Trainer``, its configuration, its datasets and its checkpoints."""
+
+from diffkern.training.checkpoint import find_checkpoint
+from diffkern.training.config import TrainConfig, TrainResult
+from diffkern.training.data import Digits, ImageDataset, ImageFolder, NpzImages, open_data
+from diffkern.training.interrupt import TrainingInterrupted
+from diffkern.training.trainer import Trainer
+
+__all__ = [
+    "Digits",
+    "ImageDataset",
+    "ImageFolder",
+    "NpzImages",
+    "TrainConfig",
+    "TrainResult",
+    "Trainer",
+    "TrainingInterrupted",
+    "find_checkpoint",
+    "open_data",
+]

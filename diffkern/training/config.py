@@ -1,0 +1,83 @@
+"""What a training run is told, and what it gives back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run; also the flags of ``diffkern train``.
+
+    Raises:
+        ValueError: a field outside its range; names it.
+    """
+
+    steps: int = 10_000
+    """Optimiser steps in all, those before a resume included."""
+    batch_size: int = 64
+    """Images per optimiser step, over all processes and all accumulated micro-batches."""
+    lr: float = 2e-4
+    """Learning rate of AdamW after the warm-up."""
+    warmup_steps: int = 500
+    """Steps in which the learning rate grows linearly from lr / warmup_steps to lr."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    grad_clip: float = 1.0
+    """Largest 2-norm of the whole gradient; a longer one is scaled down to it."""
+    ema_decay: float = 0.999
+    """Decay of the running average of the weights; in step n it is at most (n + 1) / (n + 10)."""
+    label_dropout: float = 0.1
+    """Probability of training an image without its label, for classifier-free guidance."""
+    accumulation: int = 1
+    """Micro-batches whose gradients are summed for one optimiser step."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast dtype of the network; weights and optimiser stay float32."""
+    seed: int = 0
+    """Of data order, noise, timesteps, label dropout and dropout; 0 to 2^64 - 1."""
+    output: Path | None = None
+    """Folder of the run; checkpoints go to its subfolder "checkpoints". None: nothing is saved."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; one more is written at the end."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+    workers: int = 0
+    """Processes that load images; 0 loads them in the training process."""
+    progress: bool = True
+    """Show a bar with loss and images per second."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, self, name, "1 or more")
+        for name in ("warmup_steps", "workers", "weight_decay"):
+            _require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("lr", "grad_clip"):
+            _require(getattr(self, name) > 0, self, name, "more than 0")
+        for name in ("ema_decay", "label_dropout"):
+            _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
+        _require(self.mixed_precision in ("no", "bf16", "fp16"), self, "mixed_precision", "'no', 'bf16' or 'fp16'")
+        _require(0 <= self.seed < 2**64, self, "seed", "in [0, 2^64)")
+
+
+def _require(holds: bool, config: TrainConfig, name: str, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={getattr(config, name)!r}: it must be {allowed}")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What ``Trainer.fit`` returns.
+
+    Attributes:
+        losses: mean loss of every step since step 0, those before a resume included.
+        checkpoint: folder of the last checkpoint, or None without an output folder.
+        images_per_second: over the steps of this call, saving included.
+        ema: the averaged network, in evaluation mode, on the training device: the one to sample from.
+    """
+
+    losses: list[float]
+    checkpoint: Path | None
+    images_per_second: float
+    ema: nn.Module

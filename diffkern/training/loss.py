@@ -1,0 +1,70 @@
+"""The simple loss of one micro-batch, with every random number taken from a counter."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffkern.ops import philox_uint32, q_sample
+from diffkern.process import GaussianProcess
+
+# Streams of the noise layout: what is drawn in one never overlaps what is drawn in another.
+_EPS_STREAM, _TIMESTEP_STREAM = 3, 4
+
+
+class SimpleLoss:
+    """Mean squared error against ε, x0 or v at a random timestep (Ho et al. 2020, arXiv 2006.11239, eq. 14).
+
+    Timesteps, noise and label dropout depend on the seed, the optimiser step and an image's position
+    in the global batch alone: not on how the batch is split over micro-batches or processes.
+
+    Args:
+        process: its ``prediction`` is the target.
+        seed: in [0, 2^64).
+        null_label: what a dropped label becomes; None if the network takes no labels.
+        label_dropout: probability of dropping a label.
+        device: of the tables; that of the images.
+    """
+
+    def __init__(
+        self,
+        process: GaussianProcess,
+        *,
+        seed: int,
+        null_label: int | None,
+        label_dropout: float,
+        device: torch.device,
+    ) -> None:
+        self.target, self.num_timesteps = process.prediction, process.num_timesteps
+        self.tables = process.tables(device)
+        self.times = torch.tensor(process.timestep_map, device=device)
+        self.seed, self.null_label = seed, null_label
+        self.dropped_below = round(label_dropout * 2**32)
+
+    def __call__(self, model: nn.Module, x0: Tensor, labels: Tensor, draw: Tensor, samples: Tensor) -> Tensor:
+        """The mean over the micro-batch, float32 ().
+
+        x0: float32 (N, C, H, W) in [−1, 1]. labels: int64 (N,), read only if the network takes labels.
+        draw: int64 (), the optimiser step. samples: int64 (N,), the positions in the global batch.
+        Raises ValueError if the output's shape is not the images', as with a learned variance.
+        """
+        counter: dict[str, Any] = {"draw": draw, "samples": samples}
+        words = philox_uint32((len(x0), 2), self.seed, **counter, stream=_TIMESTEP_STREAM, device=x0.device)
+        t = (words[:, 0] * self.num_timesteps) >> 32
+        x_t, eps = q_sample(x0, t, *self.tables, seed=self.seed, **counter, stream=_EPS_STREAM, return_noise=True)
+        if self.null_label is None:
+            output = model(x_t, self.times[t])
+        else:
+            output = model(x_t, self.times[t], labels.masked_fill(words[:, 1] < self.dropped_below, self.null_label))
+        if output.shape != x0.shape:
+            raise ValueError(f"the model's output is {tuple(output.shape)}, the images are {tuple(x0.shape)}")
+        return F.mse_loss(output.float(), self._target(x0, eps, t))
+
+    def _target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        if self.target == "eps":
+            return eps
+        if self.target == "x0":
+            return x0
+        alpha, sigma = (table[t].float().reshape(-1, 1, 1, 1) for table in self.tables)
+        return alpha * eps - sigma * x0
