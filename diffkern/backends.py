@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,12 +55,12 @@ def use_backend(name: str) -> Iterator[None]:
 @functools.cache
 def _load_native() -> tuple[ModuleType | None, str]:
     try:
-        from diffkern import _cpu  # type: ignore[attr-defined]
+        module = importlib.import_module("diffkern._cpu")
     except ImportError as error:
         recorded = Path(__file__).with_name("_build_failure.txt")
         return None, recorded.read_text().strip() if recorded.exists() else f"diffkern._cpu does not import: {error}"
-    _cpu.set_parallel(_openmp_entry())
-    return _cpu, ""
+    module.set_parallel(_openmp_entry())
+    return module, ""
 
 
 def _openmp_entry() -> int:

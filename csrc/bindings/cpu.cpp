@@ -186,9 +186,9 @@ void bind_group_norm(py::module_& m) {
             py::gil_scoped_release release;
             group_norm(args);
         },
-        py::kw_only(), py::arg("shape"), py::arg("num_groups"), py::arg("dtype"), py::arg("x"), py::arg("weight"),
-        py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("eps"), py::arg("silu"), py::arg("y"),
-        py::arg("mean"), py::arg("rstd"), py::arg("num_threads"));
+        py::arg("shape"), py::arg("num_groups"), py::arg("dtype"), py::arg("x"), py::arg("weight"), py::arg("bias"),
+        py::arg("scale"), py::arg("shift"), py::arg("eps"), py::arg("silu"), py::arg("y"), py::arg("mean"),
+        py::arg("rstd"), py::arg("num_threads"));
     m.def(
         "group_norm_backward",
         [](const py::tuple& shape, int64_t num_groups, int dtype, const py::handle& x, const py::handle& weight,
@@ -206,10 +206,10 @@ void bind_group_norm(py::module_& m) {
             group_norm_backward(args);
             group_norm_parameter_gradients(args, grads);
         },
-        py::kw_only(), py::arg("shape"), py::arg("num_groups"), py::arg("dtype"), py::arg("x"), py::arg("weight"),
-        py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("silu"), py::arg("mean"), py::arg("rstd"),
-        py::arg("dy"), py::arg("dx"), py::arg("sums"), py::arg("dweight"), py::arg("dbias"), py::arg("dscale"),
-        py::arg("dshift"), py::arg("num_threads"));
+        py::arg("shape"), py::arg("num_groups"), py::arg("dtype"), py::arg("x"), py::arg("weight"), py::arg("bias"),
+        py::arg("scale"), py::arg("shift"), py::arg("silu"), py::arg("mean"), py::arg("rstd"), py::arg("dy"),
+        py::arg("dx"), py::arg("sums"), py::arg("dweight"), py::arg("dbias"), py::arg("dscale"), py::arg("dshift"),
+        py::arg("num_threads"));
 }
 
 }  // namespace

@@ -31,6 +31,10 @@ static inline float float_of(uint32_t bits) {
     return value;
 }
 
+static inline float to_float(float value) {
+    return value;
+}
+
 static inline float to_float(bf16 value) {
     return float_of(static_cast<uint32_t>(value.bits) << 16);
 }

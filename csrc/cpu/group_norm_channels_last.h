@@ -57,29 +57,41 @@ DIFFKERN_INLINE void for_channel_columns(int64_t channels, Fn fn) {
     for_lanes(c, channels, [&](int64_t i, int n) DIFFKERN_LAMBDA { fn(i, 1, n); });
 }
 
+// Sums of d and d^2 down `vectors` columns of pixels, d = x - center.
+template <class T>
+DIFFKERN_INLINE void column_sums(const T* x, int64_t pixels, int64_t stride, int vectors, int n, const f32v* center,
+                                 f32v* rest, f32v* square) {
+    for (int v = 0; v < vectors; ++v) rest[v] = square[v] = f32v{};
+    for (int64_t p = 0; p < pixels; ++p)
+        for (int v = 0; v < vectors; ++v) {
+            const f32v d = load_n(x + p * stride + v * kLanes, n) - center[v];
+            rest[v] += d;
+            square[v] += d * d;
+        }
+}
+
 template <class T>
 void chunk_moments(const GroupNormArgs& args, int64_t sample, int64_t chunk, ChannelSums& sums) {
     const int64_t channels = args.shape.channels;
-    const T* x = reinterpret_cast<const T*>(args.x) + sample * args.shape.pixels * channels;
-    const int64_t first = sums.chunks.first(chunk), end = sums.chunks.end(chunk, args.shape);
-    const float count = static_cast<float>(end - first);
+    const int64_t first = sums.chunks.first(chunk), pixels = sums.chunks.end(chunk, args.shape) - first;
+    const T* x = reinterpret_cast<const T*>(args.x) + (sample * args.shape.pixels + first) * channels;
+    const float one_over_n = 1.0f / static_cast<float>(pixels);
+    const float far = kFarCenter * kFarCenter / (1 + kFarCenter * kFarCenter);
     float *means = sums.row(chunk, 0), *m2s = sums.row(chunk, 1);
     for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
-        f32v acc[kVectors] = {};
-        for (int64_t p = first; p < end; ++p)
-            for (int v = 0; v < vectors; ++v) acc[v] += load_n(x + p * channels + c + v * kLanes, n);
-        f32v rest[kVectors] = {}, square[kVectors] = {};
-        for (int v = 0; v < vectors; ++v) acc[v] = acc[v] / count;
-        for (int64_t p = first; p < end; ++p)
-            for (int v = 0; v < vectors; ++v) {
-                const f32v d = load_n(x + p * channels + c + v * kLanes, n) - acc[v];
-                rest[v] += d;
-                square[v] += d * d;
-            }
+        f32v center[kVectors], rest[kVectors], square[kVectors];
+        for (int v = 0; v < vectors; ++v) center[v] = load_n(x + c + v * kLanes, n);
+        column_sums(x + c, pixels, channels, vectors, n, center, rest, square);
+        bool again = false;
+        for (int v = 0; v < vectors; ++v) again |= any(rest[v] * rest[v] * one_over_n > far * square[v]);
+        if (again) {
+            for (int v = 0; v < vectors; ++v) center[v] += rest[v] * one_over_n;
+            column_sums(x + c, pixels, channels, vectors, n, center, rest, square);
+        }
         for (int v = 0; v < vectors; ++v) {
-            const f32v error = rest[v] / count;
-            store_n(means + c + v * kLanes, acc[v] + error, n);
+            const f32v error = rest[v] * one_over_n;
             const f32v m2 = square[v] - error * rest[v];
+            store_n(means + c + v * kLanes, center[v] + error, n);
             store_n(m2s + c + v * kLanes, m2 < 0.0f ? broadcast(0.0f) : m2, n);
         }
     });
@@ -89,6 +101,7 @@ void chunk_moments(const GroupNormArgs& args, int64_t sample, int64_t chunk, Cha
 inline void sample_affine(const GroupNormArgs& args, int64_t sample, ChannelSums& sums) {
     const int64_t per_group = args.shape.channels / args.num_groups;
     const double one_over_channels = 1.0 / static_cast<double>(per_group);
+    affine_row(args, sample, 0, args.shape.channels, sums.of(0), sums.of(1));
     for (int64_t group = 0; group < args.num_groups; ++group) {
         Moments moments;
         for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) {
@@ -110,9 +123,8 @@ inline void sample_affine(const GroupNormArgs& args, int64_t sample, ChannelSums
         args.mean[sample * args.num_groups + group] = mean;
         args.rstd[sample * args.num_groups + group] = rstd;
         for (int64_t c = group * per_group; c < (group + 1) * per_group; ++c) {
-            const float a = rstd * gamma_prime(args, sample, c);
-            sums.of(0)[c] = a;
-            sums.of(1)[c] = beta_prime(args, sample, c) - mean_rest * a;
+            sums.of(0)[c] *= rstd;
+            sums.of(1)[c] -= mean_rest * sums.of(0)[c];
             sums.of(2)[c] = mean;
         }
     }
@@ -135,13 +147,12 @@ void chunk_apply(const GroupNormArgs& args, int64_t sample, int64_t chunk, Chann
 // gamma', beta', mean and rstd per channel, for the backward pass.
 inline void sample_parameters(const GroupNormArgs& args, int64_t sample, ChannelSums& sums) {
     const int64_t per_group = args.shape.channels / args.num_groups;
-    for (int64_t c = 0; c < args.shape.channels; ++c) {
-        const int64_t index = sample * args.num_groups + c / per_group;
-        sums.of(0)[c] = gamma_prime(args, sample, c);
-        sums.of(1)[c] = beta_prime(args, sample, c);
-        sums.of(2)[c] = args.mean[index];
-        sums.of(3)[c] = args.rstd[index];
-    }
+    affine_row(args, sample, 0, args.shape.channels, sums.of(0), sums.of(1));
+    for (int64_t group = 0; group < args.num_groups; ++group)
+        for (int64_t c = group * per_group; c < (group + 1) * per_group; ++c) {
+            sums.of(2)[c] = args.mean[sample * args.num_groups + group];
+            sums.of(3)[c] = args.rstd[sample * args.num_groups + group];
+        }
 }
 
 template <class T, bool kSilu>

@@ -10,37 +10,48 @@ namespace DIFFKERN_ISA {
 
 constexpr int64_t kBlock = 4096;  // values whose statistics are taken while they are in the first-level cache
 
+struct DeviationSums {
+    double first, second;  // of d and of d^2
+};
+
+template <class T>
+DeviationSums deviation_sums(const T* x, int64_t count, float center) {
+    f32v rest[4] = {}, square[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+        for (int u = 0; u < 4; ++u) {
+            const f32v d = load(x + i + u * kLanes) - center;
+            rest[u] += d;
+            square[u] += d * d;
+        }
+    DeviationSums sums = {0, 0};
+    for_lanes(i, count, [&](int64_t j, int n) DIFFKERN_LAMBDA {
+        const f32v d = load_n(x + j, n) - center;
+        for (int lane = 0; lane < n; ++lane) {
+            sums.first += d[lane];
+            sums.second += static_cast<double>(d[lane]) * d[lane];
+        }
+    });
+    sums.first += sum((rest[0] + rest[1]) + (rest[2] + rest[3]));
+    sums.second += sum((square[0] + square[1]) + (square[2] + square[3]));
+    return sums;
+}
+
 template <class T>
 Moments slab_moments(const T* x, int64_t count) {
     Moments moments;
     for (int64_t start = 0; start < count; start += kBlock) {
-        const int64_t end = start + kBlock < count ? start + kBlock : count;
-        const double n = static_cast<double>(end - start);
-        f32v acc[4] = {};
-        int64_t i = start;
-        for (; i + 4 * kLanes <= end; i += 4 * kLanes)
-            for (int u = 0; u < 4; ++u) acc[u] += load(x + i + u * kLanes);
-        for_lanes(i, end, [&](int64_t j, int n) DIFFKERN_LAMBDA { acc[0] += load_n(x + j, n); });
-        const float center = static_cast<float>(sum((acc[0] + acc[1]) + (acc[2] + acc[3])) / n);
-
-        f32v square[4] = {}, rest[4] = {};
-        for (i = start; i + 4 * kLanes <= end; i += 4 * kLanes)
-            for (int u = 0; u < 4; ++u) {
-                const f32v d = load(x + i + u * kLanes) - center;
-                rest[u] += d;
-                square[u] += d * d;
-            }
-        double tail_rest = 0, tail_square = 0;
-        for_lanes(i, end, [&](int64_t j, int n) DIFFKERN_LAMBDA {
-            const f32v d = load_n(x + j, n) - center;
-            for (int lane = 0; lane < n; ++lane) {
-                tail_rest += d[lane];
-                tail_square += static_cast<double>(d[lane]) * d[lane];
-            }
-        });
-        // The mean's rounding error is the mean of the deviations: it is added back, and taken out of the squares.
-        const double error = (sum((rest[0] + rest[1]) + (rest[2] + rest[3])) + tail_rest) / n;
-        const double m2 = sum((square[0] + square[1]) + (square[2] + square[3])) + tail_square - n * error * error;
+        const int64_t size = start + kBlock < count ? kBlock : count - start;
+        const double n = static_cast<double>(size), one_over_n = 1.0 / n;
+        float center = to_float(x[start]);
+        DeviationSums sums = deviation_sums(x + start, size, center);
+        if (sums.first * sums.first * one_over_n >
+            kFarCenter * kFarCenter / (1 + kFarCenter * kFarCenter) * sums.second) {
+            center = static_cast<float>(center + sums.first * one_over_n);
+            sums = deviation_sums(x + start, size, center);
+        }
+        const double error = sums.first * one_over_n;
+        const double m2 = sums.second - sums.first * error;
         moments.merge(n, center + error, m2 < 0 ? 0 : m2);
     }
     return moments;
@@ -58,9 +69,9 @@ void slab_forward(const GroupNormArgs& args, int64_t sample, int64_t group) {
     const auto mean_rest = static_cast<float>(moments.mean - mean);
     args.mean[index] = mean;
     args.rstd[index] = rstd;
+    const GroupAffine affine(args, sample, group);
     for (int64_t c = 0; c < channels; ++c, x += pixels, y += pixels) {
-        const float a = rstd * gamma_prime(args, sample, group * channels + c);
-        const float b = beta_prime(args, sample, group * channels + c) - mean_rest * a;
+        const float a = rstd * affine.gamma[c], b = affine.beta[c] - mean_rest * a;
         for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
             store_n(y + i, activate<kSilu>((load_n(x + i, n) - mean) * a + b), n);
         });
@@ -78,10 +89,11 @@ void slab_backward(const GroupNormBackwardArgs& args, int64_t sample, int64_t gr
     T* dx = reinterpret_cast<T*>(args.dx) + offset;
     const float mean = fwd.mean[index], rstd = fwd.rstd[index];
 
+    const GroupAffine affine(fwd, sample, group);
     double group_dz = 0, group_dz_xhat = 0;
     for (int64_t c = 0; c < channels; ++c) {
         const int64_t channel = group * channels + c, base = c * pixels;
-        const float gamma = gamma_prime(fwd, sample, channel), beta = beta_prime(fwd, sample, channel);
+        const float gamma = affine.gamma[c], beta = affine.beta[c];
         double total = 0, total_xhat = 0;
         for (int64_t start = 0; start < pixels; start += kBlock) {
             const int64_t end = start + kBlock < pixels ? start + kBlock : pixels;
@@ -108,8 +120,8 @@ void slab_backward(const GroupNormBackwardArgs& args, int64_t sample, int64_t gr
     const auto mean_dz = static_cast<float>(group_dz / size * rstd);
     const auto mean_dz_xhat = static_cast<float>(group_dz_xhat / size * rstd);
     for (int64_t c = 0; c < channels; ++c) {
-        const int64_t channel = group * channels + c, base = c * pixels;
-        const float gamma = gamma_prime(fwd, sample, channel), beta = beta_prime(fwd, sample, channel);
+        const int64_t base = c * pixels;
+        const float gamma = affine.gamma[c], beta = affine.beta[c];
         const float factor = gamma * rstd;
         for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
             const f32v xhat = (load_n(x + base + i, n) - mean) * rstd;

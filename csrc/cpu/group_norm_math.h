@@ -2,9 +2,10 @@
 //
 //     z = x_hat * gamma' + beta',  gamma' = gamma (1 + scale),  beta' = beta (1 + scale) + shift,  y = act(z)
 //
-// Statistics are two passes over a block that is in the first-level cache, blocks joined by Chan's formula in double:
-// exact to float32's rounding whatever the mean. With the mean split into a float and its remainder, x - mean loses
-// nothing either.
+// Statistics are sums of d = x - center and of d^2 over a block, the center a value of the block itself; where that
+// center turns out to be far from the mean (as a share of the spread) the block is read again with a better one. Blocks
+// are joined by Chan's formula in double: exact to float32's rounding whatever the mean. With the mean split into a
+// float and its remainder, x - mean loses nothing either.
 #pragma once
 
 #include "cpu/group_norm.h"
@@ -32,19 +33,62 @@ class Scratch {
     T* data_;
 };
 
-inline float gamma_prime(const GroupNormArgs& a, int64_t sample, int64_t channel) {
-    return read(a.weight, sample, channel, 1.0f) * (1.0f + read(a.scale, sample, channel, 0.0f));
+// parameter[sample, first .. first + count) as float32.
+template <class T>
+void load_row(const Parameter& p, int64_t sample, int64_t first, int64_t count, float* out) {
+    const T* data = reinterpret_cast<const T*>(p.data) + sample * p.sample_stride + first * p.channel_stride;
+    if (p.channel_stride == 1)
+        for_lanes(0, count, [&](int64_t i, int n) DIFFKERN_LAMBDA { store_n(out + i, load_n(data + i, n), n); });
+    else
+        for (int64_t i = 0; i < count; ++i) out[i] = to_float(data[i * p.channel_stride]);
 }
-inline float beta_prime(const GroupNormArgs& a, int64_t sample, int64_t channel) {
-    return read(a.bias, sample, channel, 0.0f) * (1.0f + read(a.scale, sample, channel, 0.0f)) +
-           read(a.shift, sample, channel, 0.0f);
+inline void load_row(const Parameter& p, int64_t sample, int64_t first, int64_t count, float absent, float* out) {
+    if (!p)
+        for (int64_t i = 0; i < count; ++i) out[i] = absent;
+    else if (p.dtype == DType::bf16)
+        load_row<bf16>(p, sample, first, count, out);
+    else if (p.dtype == DType::f16)
+        load_row<f16>(p, sample, first, count, out);
+    else
+        load_row<float>(p, sample, first, count, out);
 }
+
+// gamma' and beta' of `count` channels of a sample. Room for `count` floats in each.
+inline void affine_row(const GroupNormArgs& a, int64_t sample, int64_t first, int64_t count, float* gamma,
+                       float* beta) {
+    load_row(a.weight, sample, first, count, 1.0f, gamma);
+    load_row(a.bias, sample, first, count, 0.0f, beta);
+    constexpr int64_t kPiece = 64;
+    float piece[kPiece];
+    for (int64_t done = 0; a.scale && done < count; done += kPiece) {
+        const int64_t n = count - done < kPiece ? count - done : kPiece;
+        load_row(a.scale, sample, first + done, n, 0.0f, piece);
+        for (int64_t i = 0; i < n; ++i) {
+            gamma[done + i] *= 1.0f + piece[i];
+            beta[done + i] *= 1.0f + piece[i];
+        }
+    }
+    for (int64_t done = 0; a.shift && done < count; done += kPiece) {
+        const int64_t n = count - done < kPiece ? count - done : kPiece;
+        load_row(a.shift, sample, first + done, n, 0.0f, piece);
+        for (int64_t i = 0; i < n; ++i) beta[done + i] += piece[i];
+    }
+}
+
+// A center this many standard deviations off costs (kFarCenter)^2 roundings of the squares: then it is replaced.
+constexpr float kFarCenter = 4.0f;
 
 // Count, mean and sum of squared deviations; merged by Chan, Golub and LeVeque (1983).
 struct Moments {
     double count = 0, mean = 0, m2 = 0;
 
     void merge(double n, double other_mean, double other_m2) {
+        if (count == 0) {
+            count = n;
+            mean = other_mean;
+            m2 = other_m2;
+            return;
+        }
         const double total = count + n;
         const double delta = other_mean - mean;
         mean += delta * (n / total);
@@ -56,9 +100,27 @@ struct Moments {
     }
 };
 
+// gamma' and beta' of one group, on the stack where they fit.
+class GroupAffine {
+ public:
+    GroupAffine(const GroupNormArgs& args, int64_t sample, int64_t group)
+        : channels_(args.shape.channels / args.num_groups), heap_(channels_ > kInline ? 2 * channels_ : 0) {
+        gamma = channels_ > kInline ? heap_ : inline_;
+        beta = gamma + channels_;
+        affine_row(args, sample, group * channels_, channels_, gamma, beta);
+    }
+    float *gamma, *beta;
+
+ private:
+    static constexpr int64_t kInline = 64;
+    int64_t channels_;
+    float inline_[2 * kInline];
+    Scratch<float> heap_;
+};
+
 template <bool kSilu>
 DIFFKERN_INLINE f32v activate(f32v z) {
-    return kSilu ? z * sigmoid(z) : z;
+    return kSilu ? silu(z) : z;
 }
 
 // d act(z) / dz times dy

@@ -2,7 +2,8 @@
 //
 // Box-Muller on integers g: u = (g + 1/2)*2^-32,  z = sqrt(-2 ln u1) * (cos, sin)(2 pi u2).
 // float32 stays within 4 ulp of the exact function of the integers because nothing is rounded before it has to be:
-//   ln u1   near u1 = 1 from log1p of the integer complement (~g + 1/2)*2^-32, elsewhere from exponent and mantissa;
+//   ln u1   above u1 = 1/2 from the integer complement (~g + 1/2)*2^-32, near 1 as its log1p, elsewhere from exponent
+//           and mantissa;
 //   angle   the quadrant is taken from the integer, what remains in [-pi/4, pi/4] is converted once.
 // Cost: about 11 vector instructions a normal, so memory-bound only with slow memory. float64 goes through libm.
 #pragma once
@@ -76,15 +77,15 @@ DIFFKERN_INLINE f32v to_float_plus_half(u32v g) {
 
 // sqrt(-2 ln((g + 1/2)*2^-32))
 DIFFKERN_INLINE f32v radius(u32v g) {
-    const i32v near_one = g > 0xB504F333u;  // u1 > sqrt(1/2)
-    const u32v pick = reinterpret_cast<u32v>(near_one);
-    const f32v scaled = to_float_plus_half((pick & ~g) | (~pick & g)) * 2.3283064365386963e-10f;
-    // Away from one: u1 = 2^e * m with m in [sqrt(1/2), sqrt(2)), f = m - 1.
+    const i32v upper = reinterpret_cast<i32v>(g) < 0;  // u1 > 1/2: the integer complement rounds to a finer grid
+    const i32v near_one = g > 0xB504F333u;             // u1 > sqrt(1/2)
+    const f32v scaled = to_float_plus_half(g ^ reinterpret_cast<u32v>(upper)) * 2.3283064365386963e-10f;
+    // u1 = 2^e * m with m in [sqrt(1/2), sqrt(2)), f = m - 1; from the complement exactly, without a further rounding.
     const u32v bits = as_bits(scaled) - 0x3f3504f3u;
-    const f32v e_far = __builtin_convertvector(reinterpret_cast<i32v>(bits) >> 23, f32v);
-    const f32v f_far = as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-    const f32v f = near_one ? -scaled : f_far;
-    const f32v e = near_one ? broadcast(0.0f) : e_far;
+    const f32v e_lower = __builtin_convertvector(reinterpret_cast<i32v>(bits) >> 23, f32v);
+    const f32v f_lower = as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+    const f32v f = near_one ? -scaled : upper ? 1.0f - 2.0f * scaled : f_lower;
+    const f32v e = near_one ? broadcast(0.0f) : upper ? broadcast(-1.0f) : e_lower;
     // ln(1 + f) = f - f^2/2 + f^3 P(f), P fitted at Chebyshev nodes of [sqrt(1/2) - 1, sqrt(2) - 1]
     f32v p = f * 0.07122081f - 0.11581538f;
     p = p * f + 0.11677974f;
@@ -114,17 +115,19 @@ DIFFKERN_INLINE void cos_sin(u32v g, f32v& cosine, f32v& sine) {
     f32v s = w * 3.09882983e-7f - 3.65740524e-5f;
     s = s * w + 2.49039415e-3f;
     s = s * w - 8.07455122e-2f;
+    f32v c = w * 3.49545111e-6f - 3.25934981e-4f;
+    c = c * w + 1.58543771e-2f;
+    c = c * w - 3.08425158e-1f;
 #ifdef __FMA__
     const f32v sin_z = z * 0.785398185253143310546875f + z * (s * w - 2.18556929e-8f);
+    const f32v cos_z = c * w + 1.0f;
 #else
-    // Without a fused multiply-add the leading product would round once more: take it in double.
+    // Without a fused multiply-add the last products would round once more: take them in double.
     const f64v leading = __builtin_convertvector(z, f64v) * 0.7853981633974483;
     const f32v sin_z = __builtin_convertvector(leading + __builtin_convertvector(z * (s * w), f64v), f32v);
+    const f64v product = __builtin_convertvector(c, f64v) * __builtin_convertvector(w, f64v);
+    const f32v cos_z = __builtin_convertvector(product + 1.0, f32v);
 #endif
-    f32v c = w * 3.54197536e-6f - 3.25961418e-4f;
-    c = c * w + 1.58543382e-2f;
-    c = c * w - 3.08425137e-1f;
-    const f32v cos_z = c * w + 1.0f;
     const i32v swap = reinterpret_cast<i32v>((quadrant & 1u) != 0u);
     const u32v cos_sign = ((quadrant + 1u) & 2u) << 30;
     const u32v sin_sign = (quadrant & 2u) << 30;
@@ -170,10 +173,13 @@ inline void normals_of_blocks(NoiseStream s, uint32_t block, double* out) {
         uint32_t g[4];
         philox4x32(s.key, block + static_cast<uint32_t>(j), s.tail, g);
         for (int pair = 0; pair < 2; ++pair) {
-            const double u1 = (g[2 * pair] + 0.5) * 0x1p-32, turn = (g[2 * pair + 1] + 0.5) * 0x1p-32;
-            const double r = __builtin_sqrt(-2.0 * __builtin_log(u1));
-            out[4 * j + 2 * pair] = r * __builtin_cos(6.283185307179586 * turn);
-            out[4 * j + 2 * pair + 1] = r * __builtin_sin(6.283185307179586 * turn);
+            const double r = __builtin_sqrt(-2.0 * __builtin_log((g[2 * pair] + 0.5) * 0x1p-32));
+            const uint32_t shifted = g[2 * pair + 1] + 0x20000000u, quadrant = shifted >> 30;
+            const double angle = ((shifted & 0x3fffffffu) - 536870912.0 + 0.5) * (6.283185307179586 * 0x1p-32);
+            const double c = r * __builtin_cos(angle), s = r * __builtin_sin(angle);
+            const double of_cos = quadrant & 1u ? s : c, of_sin = quadrant & 1u ? c : s;
+            out[4 * j + 2 * pair] = (quadrant + 1u) & 2u ? -of_cos : of_cos;
+            out[4 * j + 2 * pair + 1] = quadrant & 2u ? -of_sin : of_sin;
         }
     }
 }

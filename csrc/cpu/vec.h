@@ -72,11 +72,25 @@ DIFFKERN_INLINE f32v sqrt(f32v v) {
 #endif
 }
 
-// The sum of the lanes, always in the same order.
+// The sum of the lanes, always in the same order: halves onto each other.
 DIFFKERN_INLINE float sum(f32v v) {
-    float total = 0;
-    for (int i = 0; i < kLanes / 2; ++i) total += v[i] + v[i + kLanes / 2];
-    return total;
+#ifdef __AVX2__
+    const __m256 wide = reinterpret_cast<__m256>(v);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(wide), _mm256_extractf128_ps(wide, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
+    return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+// Whether any lane of a comparison holds.
+DIFFKERN_INLINE bool any(i32v condition) {
+#ifdef __AVX2__
+    return _mm256_movemask_ps(reinterpret_cast<__m256>(condition)) != 0;
+#else
+    return (condition[0] | condition[1] | condition[2] | condition[3]) != 0;
+#endif
 }
 
 // ---- loads and stores: unaligned, any storage type ---------------------------------------------------------------
@@ -168,27 +182,46 @@ DIFFKERN_INLINE void for_lanes(int64_t first, int64_t end, Fn fn) {
 
 // ---- elementary functions ----------------------------------------------------------------------------------------
 
+// The smaller and the larger of v and a limit; the limit where v is NaN.
+DIFFKERN_INLINE f32v at_most(f32v v, float limit) {
+#ifdef __AVX2__
+    return reinterpret_cast<f32v>(_mm256_min_ps(reinterpret_cast<__m256>(v), _mm256_set1_ps(limit)));
+#else
+    return v < limit ? v : broadcast(limit);
+#endif
+}
+DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
+#ifdef __AVX2__
+    return reinterpret_cast<f32v>(_mm256_max_ps(reinterpret_cast<__m256>(v), _mm256_set1_ps(limit)));
+#else
+    return v > limit ? v : broadcast(limit);
+#endif
+}
+
 // exp(x), below 2 ulp; 0 < result < inf: x is clamped to [-87, 88], and a NaN gives some finite number.
+// 2^n e^r with n = round(x / ln 2) and r = x - n ln 2 in [-ln(2)/2, ln(2)/2]; ln 2 in two parts (Cody and Waite), of
+// which the first times n is exact.
 DIFFKERN_INLINE f32v exp_clamped(f32v x) {
-    x = x > 88.0f ? broadcast(88.0f) : x;
-    x = x > -87.0f ? x : broadcast(-87.0f);
+    x = at_least(at_most(x, 88.0f), -87.0f);
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer that stands in the low bits
     const f32v t = x * 1.44269504f + magic;
     const f32v n = t - magic;
-    f32v r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    f32v p = r * 1.9841270e-4f + 1.3888889e-3f;
-    p = p * r + 8.3333333e-3f;
-    p = p * r + 4.1666667e-2f;
-    p = p * r + 1.6666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    const u32v exponent = (as_bits(t) + 127u) << 23;
-    return p * as_float(exponent);
+    const f32v r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    f32v p = r * 0.00138436535f + 0.0083741553f;
+    p = p * r + 0.041668002f;
+    p = p * r + 0.166664313f;
+    p = p * r + 0.499999942f;
+    p = p * r + 1.00000003f;
+    p = p * r + 1.0f;
+    return as_float(as_bits(p) + (as_bits(t) << 23));
 }
 
 DIFFKERN_INLINE f32v sigmoid(f32v x) {
     return 1.0f / (1.0f + exp_clamped(-x));
+}
+
+DIFFKERN_INLINE f32v silu(f32v x) {
+    return x / (1.0f + exp_clamped(-x));
 }
 
 }  // namespace DIFFKERN_ISA

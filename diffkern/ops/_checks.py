@@ -15,6 +15,8 @@ def check_floating(name: str, x: object, *, min_rank: int = 1) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {_short(x.dtype)}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
     if x.dim() < min_rank:
         raise ValueError(f"{name} must have at least {min_rank} dimensions, got shape {tuple(x.shape)}")
 

@@ -23,13 +23,13 @@ def in_layout_of(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def empty_like_layout(x: Tensor, dtype: torch.dtype | None = None, channels: int | None = None) -> Tensor:
-    """An empty tensor in x's memory format (contiguous if x has neither), optionally with another channel count."""
-    shape = list(x.shape)
-    if channels is not None:
-        shape[1] = channels
-    dtype = x.dtype if dtype is None else dtype
-    if is_channels_last(x):
-        moved = [shape[0], *shape[2:], shape[1]]
-        return torch.empty(moved, dtype=dtype, device=x.device).movedim(-1, 1)
-    return torch.empty(shape, dtype=dtype, device=x.device)
+def flat_samples(x: Tensor) -> Tensor:
+    """x (N, …) as (N, values of a sample), also where a sample is a single value or empty."""
+    return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
+
+
+def empty_like_layout(x: Tensor) -> Tensor:
+    """An empty tensor in x's memory format, or contiguous if x has neither."""
+    if x.is_contiguous() or is_channels_last(x):
+        return torch.empty_like(x)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -15,8 +15,9 @@ and `<name>_unsupported(*args) -> str | None`, the reason why it cannot take the
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import Parameter
@@ -25,8 +26,6 @@ from diffkern import backends
 
 LIBRARY = torch.library.Library("diffkern", "DEF")
 OPS: dict[str, Op] = {}
-
-_PLAIN_TYPES = (torch.Tensor, Parameter)
 
 
 class Op:
@@ -52,7 +51,7 @@ class Op:
         self.name = schema[: schema.index("(")]
         self.package = package
         self.preference = tuple(preference)
-        self._modules: dict[str, Any] = {}
+        self._backends: dict[str, _Backend] = {}
         LIBRARY.define(schema)
         LIBRARY.impl(self.name, self.run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"diffkern::{self.name}", fake, lib=LIBRARY)
@@ -67,17 +66,18 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
-        if not _is_plain_eager(args):
-            if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-                return self._dispatched(*args)
-            return self._functorch_function.apply(*args) if self.differentiable else self._dispatched(*args)
-        if torch.is_grad_enabled() and _requires_grad(args):
+        road = _road(args)
+        if road == "direct":
+            return self.run(*args)
+        if road == "autograd":
             return self._function.apply(*args)
-        return self.run(*args)
+        if road == "functorch" and self.differentiable:
+            return self._functorch_function.apply(*args)
+        return self._dispatched(*args)
 
     def bypasses_autograd(self, args: Sequence[Any]) -> bool:
         """Whether a call would be no more than `run`: then an op may hand `run` buffers to write into."""
-        return _is_plain_eager(args) and not (torch.is_grad_enabled() and _requires_grad(args))
+        return _road(args) == "direct"
 
     def run(self, *args: Any) -> Any:
         """Runs the chosen backend on real tensors, below autograd.
@@ -85,40 +85,52 @@ class Op:
         Further arguments after the schema's go to the backend as they are.
         """
         forced = backends.forced_backend()
-        for name in (forced,) if forced else self.preference:
-            reason = self.unsupported(name, args)
+        for name in self.preference if forced is None else (forced,):
+            backend = self._backends.get(name) or self._load(name)
+            reason = backend if isinstance(backend, str) else backend.unsupported(*args)
             if reason is None:
-                return getattr(self._modules[name], self.name)(*args)
+                return backend.function(*args)  # type: ignore[union-attr]
             if forced:
                 raise RuntimeError(f"the backend {name!r} was asked for and cannot run {self.name}: {reason}")
         raise AssertionError("the reference takes everything")
 
     def unsupported(self, backend: str, args: Sequence[Any]) -> str | None:
         """Why `backend` cannot run this call, or None if it can."""
-        module = self._modules.get(backend)
-        if module is None:
-            reason = backends.unavailable(backend)
-            if reason is None and backend not in self.preference:
-                reason = f"{self.name} has no {backend} implementation"
-            if reason is not None:
-                return reason
-            module = self._modules[backend] = importlib.import_module(f"{self.package}.{backend}")
-        return getattr(module, f"{self.name}_unsupported")(*args)
+        loaded = self._backends.get(backend) or self._load(backend)
+        return loaded if isinstance(loaded, str) else loaded.unsupported(*args)
+
+    def _load(self, name: str) -> _Backend | str:
+        """The backend's functions, or why there are none."""
+        reason = backends.unavailable(name)
+        if reason is None and name not in self.preference:
+            reason = f"{self.name} has no {name} implementation"
+        if reason is not None:
+            return reason
+        module = importlib.import_module(f"{self.package}.{name}")
+        backend = _Backend(getattr(module, self.name), getattr(module, f"{self.name}_unsupported"))
+        self._backends[name] = backend
+        return backend
 
 
-def _is_plain_eager(args: Sequence[Any]) -> bool:
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-    ):
-        return False
-    return all(type(arg) in _PLAIN_TYPES for arg in args if isinstance(arg, torch.Tensor))
+class _Backend(NamedTuple):
+    function: Callable[..., Any]
+    unsupported: Callable[..., str | None]
 
 
-def _requires_grad(args: Sequence[Any]) -> bool:
-    return any(arg.requires_grad for arg in args if isinstance(arg, torch.Tensor))
+def _road(args: Sequence[Any]) -> str:
+    """Which way a call goes: "direct", "autograd", "functorch" or "dispatcher"."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return "dispatcher"
+    if torch._C._are_functorch_transforms_active():
+        return "functorch"
+    wants_grad = False
+    for arg in args:
+        kind = type(arg)
+        if kind is torch.Tensor or kind is Parameter:
+            wants_grad = wants_grad or arg.requires_grad
+        elif isinstance(arg, torch.Tensor):
+            return "dispatcher"
+    return "autograd" if wants_grad and torch.is_grad_enabled() else "direct"
 
 
 def _eager_function(
@@ -178,7 +190,7 @@ def explain(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         raise ValueError(f"op must be one of {', '.join(sorted(OPS))}, got {name!r}")
     op = OPS[name]
     if args or kwargs:
-        call = _arguments_of(op, getattr(ops, name), args, kwargs)
+        call = _arguments_of(op, getattr(ops, name, op), args, kwargs)
         reasons = {backend: op.unsupported(backend, call) for backend in op.preference}
     else:
         reasons = {backend: backends.unavailable(backend) for backend in op.preference}
@@ -193,11 +205,15 @@ def explain(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
 
 def _arguments_of(op: Op, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
     """The schema's arguments that the public function makes of a call, without running it."""
-    run = op.run
+    run, thread = op.run, threading.get_ident()
 
     def stop(*arguments: Any) -> Any:
+        if threading.get_ident() != thread:
+            return run(*arguments)
         raise _CalledWith(op, arguments)
 
+    generator = kwargs.get("generator")
+    state = generator.get_state() if isinstance(generator, torch.Generator) else None
     op.run = stop  # type: ignore[method-assign]
     try:
         with torch.no_grad():
@@ -206,4 +222,6 @@ def _arguments_of(op: Op, function: Callable[..., Any], args: Sequence[Any], kwa
         return called.arguments
     finally:
         op.run = run  # type: ignore[method-assign]
+        if isinstance(generator, torch.Generator) and state is not None:
+            generator.set_state(state)
     raise AssertionError(f"{op.name} returned without reaching its backend")

@@ -43,6 +43,8 @@ def group_norm(
         raise ValueError(f"num_groups must be a positive int that divides x's {channels} channels, got {num_groups!r}")
     if activation not in (None, "silu"):
         raise ValueError(f'activation must be None or "silu", got {activation!r}')
+    if not isinstance(eps, int | float):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
     if weight is not None:

@@ -54,7 +54,9 @@ def philox_normal(
 
 
 def checked_shape(shape: Sequence[int]) -> list[int]:
-    """`shape` as a list; raises ValueError unless it has a sample axis and no negative size."""
+    """`shape` as a list; raises unless it is a sequence of ints with a sample axis and no negative size."""
+    if not isinstance(shape, Sequence) or not all(isinstance(size, int | torch.SymInt) for size in shape):
+        raise TypeError(f"shape must be a sequence of ints, got {shape!r}")
     sizes = list(shape)
     if not sizes or any(size < 0 for size in sizes):
         raise ValueError(f"shape must have at least one dimension and no negative size, got {tuple(sizes)}")

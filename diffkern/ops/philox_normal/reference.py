@@ -35,12 +35,21 @@ def philox_words(num_samples: int, size: int, seed: Tensor, draw: Tensor, sample
 
 
 def box_muller(words: Tensor) -> Tensor:
-    """float64 (N, 4·k) normals from int64 (N, 4·k) words: pairs (g0, g1) give √(−2 ln u1)·(cos, sin)(2π·u2)."""
-    uniform = (words.double() + 0.5) * 2.0**-32
-    u1, u2 = uniform.unflatten(-1, (-1, 2)).unbind(-1)
-    radius = torch.sqrt(-2.0 * torch.log(u1))
-    angle = 2.0 * math.pi * u2
-    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(-2)
+    """float64 (N, 4·k) normals from int64 (N, 4·k) words: pairs (g0, g1) give √(−2 ln u1)·(cos, sin)(2π·u2).
+
+    The quadrant is taken from the integer, because 2π·u2 rounded is wrong where its cosine or sine is all but zero.
+    """
+    g0, g1 = words.unflatten(-1, (-1, 2)).unbind(-1)
+    radius = torch.sqrt(-2.0 * torch.log((g0.double() + 0.5) * 2.0**-32))
+    shifted = g1 + 2**29
+    quadrant = (shifted >> 30) & 3
+    angle = ((shifted & (2**30 - 1)).double() - 2.0**29 + 0.5) * (2.0 * math.pi * 2.0**-32)
+    cosine, sine = radius * torch.cos(angle), radius * torch.sin(angle)
+    odd = quadrant & 1 == 1
+    of_cos, of_sin = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
+    of_cos = torch.where((quadrant + 1) & 2 == 2, -of_cos, of_cos)
+    of_sin = torch.where(quadrant & 2 == 2, -of_sin, of_sin)
+    return torch.stack([of_cos, of_sin], dim=-1).flatten(-2)
 
 
 def normals(shape: Sequence[int], seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> Tensor:
@@ -49,7 +58,7 @@ def normals(shape: Sequence[int], seed: Tensor, draw: Tensor, samples: Tensor, s
     if shape[0] == 0 or size == 0:
         return torch.empty(shape, dtype=torch.float64, device=seed.device)
     words = philox_words(shape[0], (size + 3) // 4 * 4, seed, draw, samples, stream)
-    return box_muller(words)[:, :size].reshape(shape)
+    return box_muller(words)[:, :size].contiguous().reshape(shape)
 
 
 def philox_normal(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffkern.ops._checks import check_floating, check_index, check_table
 from diffkern.ops._indices import gather, per_sample
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._layout import empty_like_layout, flat_samples
 from diffkern.ops._noise import resolve_noise
 from diffkern.ops._registry import Op
 from diffkern.ops.philox_normal.op import OP as PHILOX_NORMAL
@@ -104,7 +104,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 def _table_gradient(table: Tensor, t: Tensor, grad: Tensor, factor: Tensor) -> Tensor:
     """Σ over the samples at each t of <grad, factor>, in float64 and in the order of the samples."""
-    products = (grad.double() * factor.double()).flatten(1).sum(1)
+    products = flat_samples(grad.double() * factor.double()).sum(1)
     members = t.unsqueeze(0) == torch.arange(table.shape[0], device=t.device).unsqueeze(1)
     return torch.where(members, products, 0.0).sum(1).to(table.dtype)
 

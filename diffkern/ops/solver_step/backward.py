@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffkern.ops._indices import per_sample
+from diffkern.ops._layout import flat_samples
 from diffkern.ops.philox_normal.op import OP as PHILOX_NORMAL
 from diffkern.ops.solver_step.terms import (
     Coefficients,
@@ -51,7 +52,7 @@ def solver_step_backward(
         inside = (x0 >= clip[0] * s) & (x0 <= clip[1] * s)
         d_x0 = torch.where(inside, d_x0 / s, 0.0)
         if threshold is not None:
-            d_threshold = -torch.where(inside, d_x0 * x0 / s, 0.0).flatten(1).double().sum(1)
+            d_threshold = -flat_samples(torch.where(inside, d_x0 * x0 / s, 0.0)).double().sum(1)
     d_mean = term(c.c_m, g) + term(c.a_m, d_x0)
 
     sigma = learned_sigma(x, model_output, c, variance)
@@ -72,7 +73,7 @@ def solver_step_backward(
     if needs[1]:
         grads[1] = _model_output_gradient(x, scale, mean, d_mean, d_var).to(model_output.dtype)
     if rescale is not None and needs[7]:
-        grads[7] = (d_mean * mean.unscaled).flatten(1).double().sum(1)
+        grads[7] = flat_samples(d_mean * mean.unscaled).double().sum(1)
     if threshold is not None and needs[8]:
         grads[8] = d_threshold
     if extra is not None and needs[9]:

@@ -63,11 +63,12 @@ def solver_step(
     slots_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     operands = _Operands(x)
-    result = out if out is not None and _in_layout(out, x) else empty_like_layout(x)
+    read = [value for value in (x, model_output, extra, noise) if value is not None]
+    result = out if out is not None and _writable(out, x, read) else empty_like_layout(x)
     x_in = empty_like_layout(x) if scales_input else x.new_empty(0)
     # A slot is written where it is read: in place if the caller allows it, else in a copy.
     history = [] if slots is None else list(slots.unbind(0))
-    in_place = slots is slots_out and all(_in_layout(h, x) for h in history)
+    in_place = slots is slots_out and all(_writable(h, x, read) for h in history)
     if not in_place:
         history = [empty_like_layout(x).copy_(h) for h in history]
     mean = model_output[:, : x.shape[1]] if variance else model_output
@@ -109,6 +110,8 @@ def solver_step(
         x_in=operands.write(x_in) if scales_input else None,
         num_threads=num_threads(x.numel()),
     )
+    # autograd learns of what was written through an address only from here.
+    torch.autograd.graph.increment_version([*([result] if result is out else []), *(history if in_place else [])])
     if out is not None and result is not out:
         result = out.copy_(result)
     if slots is None:
@@ -121,9 +124,18 @@ def solver_step(
     return result, x_in, slots_out
 
 
-def _in_layout(value: Tensor, x: Tensor) -> bool:
-    """Whether `value` is dense in the memory order that a result for x has."""
-    return is_channels_last(value) if is_channels_last(x) else value.is_contiguous()
+def _writable(target: Tensor, x: Tensor, read: list[Tensor]) -> bool:
+    """Whether a result for x can go straight to `target`: dense in the same order, and each element read before it is
+    written, so `target` is one of the tensors read or apart from them all.
+    """
+    if not (is_channels_last(target) if is_channels_last(x) else target.is_contiguous()):
+        return False
+    storage = target.untyped_storage().data_ptr()
+    return all(
+        (value.data_ptr() == target.data_ptr() and value.stride() == target.stride())
+        or value.untyped_storage().data_ptr() != storage
+        for value in read
+    )
 
 
 def solver_step_unsupported(x: Tensor, *rest: object) -> str | None:

@@ -69,6 +69,8 @@ def solver_step(
         check_like("extra", extra, "x", x)
     source = _noise_source(x, program, noise, seed, samples, stream, generator)
     scale = _guidance_tensor(guidance_scale, x)
+    if guidance_rescale is not None and not isinstance(guidance_rescale, int | float):
+        raise TypeError(f"guidance_rescale must be a number, got {type(guidance_rescale).__name__}")
     if guidance_rescale is not None and not (guided and 0 <= guidance_rescale <= 1):
         raise ValueError(f"guidance_rescale must lie in [0, 1] and needs guidance_scale, got {guidance_rescale}")
 
@@ -172,7 +174,9 @@ def _guidance_tensor(value: float | Tensor | None, x: Tensor) -> Tensor | None:
             raise ValueError(f"guidance_scale must have shape () or {(x.shape[0],)}, got {tuple(value.shape)}")
         check_device("guidance_scale", value, "x", x)
         return value.double()
-    return torch.full((), float(value), dtype=torch.float64, device=x.device)
+    if not isinstance(value, int | float):
+        raise TypeError(f"guidance_scale must be a number or a tensor, got {type(value).__name__}")
+    return torch.full((), value, dtype=torch.float64, device=x.device)
 
 
 def _fake(

@@ -19,6 +19,9 @@ def program_tensors(program: StepProgram, device: torch.device) -> tuple[Tensor,
     if torch.compiler.is_compiling():
         # A trace keeps them as its constants.
         return torch.as_tensor(program.coefficients, device=device), torch.as_tensor(program.writes, device=device)
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        # What is made here belongs to the mode or transform, and is of no use after it.
+        return torch.tensor(program.coefficients, device=device), torch.tensor(program.writes, device=device)
     by_device = _TENSORS.setdefault(program, {})
     if device not in by_device:
         with torch.inference_mode(False):
