@@ -1,0 +1,70 @@
+# Everything here sets itself up: a virtual environment in .venv, the dependencies, the native build.
+#
+#   make demo       train on real digits, draw samples to out/demo        make test       the tests (under 10 minutes)
+#   make install    set up only                                           make test-all   the slow ones too
+#   make bench      diffkern against eager PyTorch                        make lint       ruff, mypy, clang-format
+#
+#   VENV=DIR        the virtual environment; VENV= (empty) uses the Python at hand with what it holds
+#   PYTHON=python3  the Python that makes the virtual environment
+#   TORCH_INDEX=URL the package index that torch is taken from, for example one of CPU-only wheels
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+ifeq ($(strip $(VENV)),)
+  PY := $(PYTHON)
+  STATE := build/at-hand
+  DEPENDENCIES :=
+else
+  PY := $(VENV)/bin/python
+  STATE := $(VENV)
+  DEPENDENCIES := $(STATE)/dependencies.stamp
+endif
+BUILT := $(STATE)/built.stamp
+
+.PHONY: install demo test test-all lint format bench clean
+.DELETE_ON_ERROR:
+
+install: $(BUILT)
+
+$(VENV)/dependencies.stamp: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PY) -m pip install --quiet -c constraints.txt 'setuptools>=77' 'pybind11>=2.13' ninja
+	DIFFKERN_SKIP_NATIVE=1 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(BUILT): $(DEPENDENCIES) $(SOURCES)
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	mkdir -p $(STATE) && touch $@
+
+demo: install
+	$(PY) -m benchmarks.demo --out out/demo
+
+test: install
+	$(PY) -m pytest -m "not slow and not gpu"
+
+test-all: install
+	$(PY) -m pytest -m "not gpu"
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(dir $(PY))clang-format --dry-run --Werror $(CPP)
+
+format: install
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(dir $(PY))clang-format -i $(CPP)
+
+bench: install
+	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=out/bench.json
+
+clean:
+	rm -rf build out diffkern/_cpu*.so diffkern/_build_failure.txt $(if $(strip $(VENV)),$(VENV)/*.stamp)

@@ -1,0 +1,142 @@
+"""The baselines: what a good user writes with torch.nn.functional, never the formula-style references.
+
+Each takes the same inputs as the op or the loop it stands against and gives the same result to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from diffkern.nn import GroupNorm
+from diffkern.process import GaussianProcess
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    y = F.group_norm(x, num_groups, weight, bias, eps)
+    if scale is not None and shift is not None:
+        y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    return F.silu(y) if activation == "silu" else y
+
+
+def q_sample(x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor, noise: Tensor | None = None) -> Tensor:
+    """signal, sigma: √ᾱ and √(1−ᾱ) in x0's dtype."""
+    noise = torch.randn_like(x0) if noise is None else noise
+    return signal[t].view(-1, 1, 1, 1) * x0 + sigma[t].view(-1, 1, 1, 1) * noise
+
+
+class EagerGroupNorm(nn.GroupNorm):
+    """diffkern.nn.GroupNorm's parameters and call, in torch's own operations."""
+
+    activation: str | None
+
+    def forward(self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return group_norm(
+            input,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            scale=scale,
+            shift=shift,
+            activation=self.activation,
+        )
+
+
+def network(model: nn.Module) -> nn.Module:
+    """A copy of a diffkern model with the same weights in which no diffkern op is left."""
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if type(module) is GroupNorm:
+            module.__class__ = EagerGroupNorm
+    return twin
+
+
+class DDIMStep:
+    """x_{t−1} from x_t and ε (Song et al. 2021, eq. 12, η = 0, x0 clipped), the tables gathered from float32 tensors."""
+
+    def __init__(self, process: GaussianProcess, steps: int) -> None:
+        self.timesteps = process.spaced(steps)[::-1]
+        self.alphas_cumprod = torch.tensor(process.alphas_cumprod, dtype=torch.float32)
+
+    def __call__(self, x: Tensor, eps: Tensor, row: int) -> Tensor:
+        alpha = self.alphas_cumprod[self.timesteps[row]]
+        last = row + 1 == len(self.timesteps)
+        alpha_prev = torch.ones(()) if last else self.alphas_cumprod[self.timesteps[row + 1]]
+        x0 = ((x - (1 - alpha).sqrt() * eps) / alpha.sqrt()).clamp(-1, 1)
+        eps = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+        return alpha_prev.sqrt() * x0 + (1 - alpha_prev).sqrt() * eps
+
+
+class DDPMStep:
+    """The ancestral step (Ho et al. 2020, algorithm 2, σ² = β̃, x0 clipped)."""
+
+    def __init__(self, process: GaussianProcess) -> None:
+        self.num_timesteps = process.num_timesteps
+        tables = {
+            "recip": 1 / process.alphas_cumprod**0.5,
+            "recipm1": (1 / process.alphas_cumprod - 1) ** 0.5,
+            "of_x0": process.posterior_mean_coef1,
+            "of_x": process.posterior_mean_coef2,
+            "sigma": process.posterior_variance**0.5,
+        }
+        self.tables = {name: torch.tensor(table, dtype=torch.float32) for name, table in tables.items()}
+
+    def __call__(self, x: Tensor, eps: Tensor, row: int) -> Tensor:
+        t = self.num_timesteps - 1 - row
+        c = {name: table[t] for name, table in self.tables.items()}
+        x0 = (c["recip"] * x - c["recipm1"] * eps).clamp(-1, 1)
+        mean = c["of_x0"] * x0 + c["of_x"] * x
+        return mean + c["sigma"] * torch.randn_like(x) if t else mean
+
+
+class TrainingStep:
+    """The same step as diffkern's Trainer: q_sample, network, MSE against ε, clipping, AdamW, running average."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        process: GaussianProcess,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        *,
+        lr: float,
+        grad_clip: float,
+        ema_decay: float,
+        label_dropout: float,
+        null_label: int,
+    ) -> None:
+        self.model, self.batches = model, batches
+        self.signal = torch.tensor(process.alphas_cumprod**0.5, dtype=torch.float32)
+        self.sigma = torch.tensor((1 - process.alphas_cumprod) ** 0.5, dtype=torch.float32)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
+        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self.grad_clip, self.label_dropout, self.null_label = grad_clip, label_dropout, null_label
+
+    def __call__(self) -> float:
+        x0, labels = next(self.batches)
+        t = torch.randint(0, len(self.signal), (len(x0),))
+        noise = torch.randn_like(x0)
+        x_t = q_sample(x0, t, self.signal, self.sigma, noise)
+        labels = torch.where(torch.rand(len(x0)) < self.label_dropout, self.null_label, labels)
+        loss = F.mse_loss(self.model(x_t, t, labels), noise)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update_parameters(self.model)
+        return float(loss.detach())
