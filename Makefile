@@ -64,6 +64,7 @@ format: install
 	$(dir $(PY))clang-format -i $(CPP)
 
 bench: install
+	mkdir -p out
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=out/bench.json
 
 clean:

@@ -68,7 +68,7 @@ def network(model: nn.Module) -> nn.Module:
 
 
 class DDIMStep:
-    """x_{t−1} from x_t and ε (Song et al. 2021, eq. 12, η = 0, x0 clipped), the tables gathered from float32 tensors."""
+    """x_{t−1} from x_t and ε (Song et al. 2021, eq. 12, η = 0, x0 clipped), with float32 tables."""
 
     def __init__(self, process: GaussianProcess, steps: int) -> None:
         self.timesteps = process.spaced(steps)[::-1]
