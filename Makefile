@@ -17,10 +17,12 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
+  CLANG_FORMAT := clang-format
   STATE := build/at-hand
   DEPENDENCIES :=
 else
   PY := $(VENV)/bin/python
+  CLANG_FORMAT := $(VENV)/bin/clang-format
   STATE := $(VENV)
   DEPENDENCIES := $(STATE)/dependencies.stamp
 endif
@@ -56,12 +58,12 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(dir $(PY))clang-format --dry-run --Werror $(CPP)
+	$(CLANG_FORMAT) --dry-run --Werror $(CPP)
 
 format: install
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(dir $(PY))clang-format -i $(CPP)
+	$(CLANG_FORMAT) -i $(CPP)
 
 bench: install
 	mkdir -p out

@@ -217,7 +217,7 @@ void bind_group_norm(py::module_& m) {
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "diffkern's CPU kernels over raw pointers; see diffkern.ops for the public functions";
     choose_isa(std::getenv("DIFFKERN_CPU"));
-    m.attr("isa") = use_avx2() ? "avx2" : "portable";
+    m.attr("isa") = isa_name(chosen_isa());
     m.def(
         "set_parallel", [](std::uintptr_t address) { set_parallel(reinterpret_cast<ParallelFn>(address)); },
         py::arg("address"), "The address of GOMP_parallel in the OpenMP runtime that torch uses; 0 runs serially.");

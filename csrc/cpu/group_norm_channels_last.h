@@ -20,6 +20,7 @@ struct PixelChunks {
     explicit PixelChunks(const SampleShape& shape) {
         pixels = 8192 / shape.channels;
         if (pixels < 8) pixels = 8;
+        if (pixels > 128) pixels = 128;  // sums down a column are in float32: they stay short
         count = (shape.pixels + pixels - 1) / pixels;
     }
     int64_t first(int64_t chunk) const {
@@ -76,14 +77,19 @@ void chunk_moments(const GroupNormArgs& args, int64_t sample, int64_t chunk, Cha
     const int64_t first = sums.chunks.first(chunk), pixels = sums.chunks.end(chunk, args.shape) - first;
     const T* x = reinterpret_cast<const T*>(args.x) + (sample * args.shape.pixels + first) * channels;
     const float one_over_n = 1.0f / static_cast<float>(pixels);
-    const float far = kFarCenter * kFarCenter / (1 + kFarCenter * kFarCenter);
+    const int64_t first_pixels = pixels < 8 ? pixels : 8;
+    const float one_over_first = 1.0f / static_cast<float>(first_pixels);
     float *means = sums.row(chunk, 0), *m2s = sums.row(chunk, 1);
     for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
         f32v center[kVectors], rest[kVectors], square[kVectors];
-        for (int v = 0; v < vectors; ++v) center[v] = load_n(x + c + v * kLanes, n);
+        for (int v = 0; v < vectors; ++v) {
+            center[v] = f32v{};
+            for (int64_t p = 0; p < first_pixels; ++p) center[v] += load_n(x + p * channels + c + v * kLanes, n);
+            center[v] *= one_over_first;
+        }
         column_sums(x + c, pixels, channels, vectors, n, center, rest, square);
         bool again = false;
-        for (int v = 0; v < vectors; ++v) again |= any(rest[v] * rest[v] * one_over_n > far * square[v]);
+        for (int v = 0; v < vectors; ++v) again |= any(rest[v] * rest[v] * one_over_n > kFar * square[v]);
         if (again) {
             for (int v = 0; v < vectors; ++v) center[v] += rest[v] * one_over_n;
             column_sums(x + c, pixels, channels, vectors, n, center, rest, square);

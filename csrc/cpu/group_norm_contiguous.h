@@ -37,16 +37,25 @@ DeviationSums deviation_sums(const T* x, int64_t count, float center) {
     return sums;
 }
 
+// The mean of the first 64 values, or of as many as there are whole vectors; of one value where there is none.
+template <class T>
+float first_center(const T* x, int64_t count) {
+    const int64_t values = (count < 64 ? count : 64) / kLanes * kLanes;
+    if (values == 0) return to_float(x[0]);
+    f32v total = {};
+    for (int64_t i = 0; i < values; i += kLanes) total += load(x + i);
+    return sum(total) / static_cast<float>(values);
+}
+
 template <class T>
 Moments slab_moments(const T* x, int64_t count) {
     Moments moments;
     for (int64_t start = 0; start < count; start += kBlock) {
         const int64_t size = start + kBlock < count ? kBlock : count - start;
         const double n = static_cast<double>(size), one_over_n = 1.0 / n;
-        float center = to_float(x[start]);
+        float center = first_center(x + start, size);
         DeviationSums sums = deviation_sums(x + start, size, center);
-        if (sums.first * sums.first * one_over_n >
-            kFarCenter * kFarCenter / (1 + kFarCenter * kFarCenter) * sums.second) {
+        if (sums.first * sums.first * one_over_n > kFar * sums.second) {
             center = static_cast<float>(center + sums.first * one_over_n);
             sums = deviation_sums(x + start, size, center);
         }

@@ -2,7 +2,7 @@
 //
 //     z = x_hat * gamma' + beta',  gamma' = gamma (1 + scale),  beta' = beta (1 + scale) + shift,  y = act(z)
 //
-// Statistics are sums of d = x - center and of d^2 over a block, the center a value of the block itself; where that
+// Statistics are sums of d = x - center and of d^2 over a block, the center near the block's first values; where that
 // center turns out to be far from the mean (as a share of the spread) the block is read again with a better one. Blocks
 // are joined by Chan's formula in double: exact to float32's rounding whatever the mean. With the mean split into a
 // float and its remainder, x - mean loses nothing either.
@@ -75,8 +75,9 @@ inline void affine_row(const GroupNormArgs& a, int64_t sample, int64_t first, in
     }
 }
 
-// A center this many standard deviations off costs (kFarCenter)^2 roundings of the squares: then it is replaced.
-constexpr float kFarCenter = 4.0f;
+// A center f standard deviations off costs the squares 1 + f^2 of their roundings. It is the mean of the first few
+// values, and where it lies more than two off, that is d's mean^2 > kFar of d^2's mean, it is replaced.
+constexpr float kFar = 4.0f / (1.0f + 4.0f);
 
 // Count, mean and sum of squared deviations; merged by Chan, Golub and LeVeque (1983).
 struct Moments {
@@ -127,8 +128,10 @@ DIFFKERN_INLINE f32v activate(f32v z) {
 template <bool kSilu>
 DIFFKERN_INLINE f32v activation_backward(f32v z, f32v dy) {
     if (!kSilu) return dy;
-    const f32v s = sigmoid(z);
-    return dy * (s + s * (z - z * s));
+    // s + s z (1 - s) with 1 - s = exp(-z) s, which does not cancel where s is near 1.
+    const f32v e = exp_clamped(-z);
+    const f32v s = 1.0f / (1.0f + e);
+    return dy * (s * (z * (e * s) + 1.0f));
 }
 
 }  // namespace DIFFKERN_ISA

@@ -6,33 +6,43 @@
 
 namespace diffkern {
 namespace {
-bool g_use_avx2 = false;
+Isa g_isa = Isa::portable;
 }
 
-bool cpu_has_avx2() {
-#ifdef DIFFKERN_WITH_AVX2
+Isa best_isa() {
+#ifdef DIFFKERN_X86
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return avx2 && avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::portable;
 #else
-    return false;
+    return Isa::portable;
 #endif
 }
 
 void choose_isa(const char* wanted) {
-    if (wanted == nullptr || *wanted == '\0') {
-        g_use_avx2 = cpu_has_avx2();
-    } else if (std::strcmp(wanted, "portable") == 0) {
-        g_use_avx2 = false;
-    } else if (std::strcmp(wanted, "avx2") == 0) {
-        if (!cpu_has_avx2()) throw std::invalid_argument("DIFFKERN_CPU=avx2, but this processor or build has no AVX2");
-        g_use_avx2 = true;
-    } else {
-        throw std::invalid_argument(std::string("DIFFKERN_CPU must be portable or avx2, got ") + wanted);
+    const Isa best = best_isa();
+    g_isa = best;
+    if (wanted == nullptr || *wanted == '\0') return;
+    for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+        if (std::strcmp(wanted, isa_name(isa)) != 0) continue;
+        if (isa > best) {
+            throw std::invalid_argument(std::string("DIFFKERN_CPU=") + wanted +
+                                        ", but this processor or build has only " + isa_name(best));
+        }
+        g_isa = isa;
+        return;
     }
+    throw std::invalid_argument(std::string("DIFFKERN_CPU must be portable, avx2 or avx512, got ") + wanted);
 }
 
-bool use_avx2() {
-    return g_use_avx2;
+Isa chosen_isa() {
+    return g_isa;
+}
+
+const char* isa_name(Isa isa) {
+    return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
 }
 
 }  // namespace diffkern

@@ -25,35 +25,36 @@ struct Words {
 };
 
 #ifdef __AVX2__
-// Four counters a register, one a 64-bit lane, of which a multiplication reads only the low half: so the high halves
-// may hold anything, and neither blends nor shuffles are needed until the end.
-DIFFKERN_INLINE void philox_round(__m256i c[4], __m256i k0, __m256i k1) {
-    const __m256i p0 = _mm256_mul_epu32(c[0], _mm256_set1_epi64x(kPhiloxM0));
-    const __m256i p1 = _mm256_mul_epu32(c[2], _mm256_set1_epi64x(kPhiloxM1));
-    c[0] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), _mm256_xor_si256(c[1], k0));
-    c[2] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), _mm256_xor_si256(c[3], k1));
+// A counter a 64-bit lane, of which a multiplication reads only the low half: so the high halves may hold anything, and
+// neither blends nor shuffles are needed until the end.
+DIFFKERN_INLINE void philox_round(u64v c[4], uint64_t k0, uint64_t k1) {
+    const u64v p0 = multiply_low(c[0], kPhiloxM0), p1 = multiply_low(c[2], kPhiloxM1);
+    c[0] = (p1 >> 32) ^ (c[1] ^ k0);
+    c[2] = (p0 >> 32) ^ (c[3] ^ k1);
     c[1] = p1;
     c[3] = p0;
 }
 
 DIFFKERN_INLINE Words philox_words(NoiseStream s, uint32_t block) {
-    // Lanes are ordered so that the packing shuffle below puts counter j in lane j.
-    const __m256i base = _mm256_set1_epi64x(block);
-    __m256i a[4] = {_mm256_add_epi32(base, _mm256_setr_epi64x(0, 1, 4, 5)), _mm256_set1_epi64x(s.tail.c1),
-                    _mm256_set1_epi64x(s.tail.c2), _mm256_set1_epi64x(s.tail.c3)};
-    __m256i b[4] = {_mm256_add_epi32(base, _mm256_setr_epi64x(2, 3, 6, 7)), a[1], a[2], a[3]};
+    // Two registers of counters, ordered so that the packing at the end puts counter j in lane j.
+    u64v a[4], b[4];
+    for (int i = 0; i < kLanes / 2; ++i) {
+        const int first = i / 2 * 4 + i % 2;
+        a[0][i] = block + static_cast<uint32_t>(first);
+        b[0][i] = block + static_cast<uint32_t>(first + 2);
+    }
+    a[1] = b[1] = s.tail.c1 - u64v{};
+    a[2] = b[2] = s.tail.c2 - u64v{};
+    a[3] = b[3] = s.tail.c3 - u64v{};
     PhiloxKey key = s.key;
     for (int round = 0; round < kPhiloxRounds; ++round) {
-        const __m256i k0 = _mm256_set1_epi64x(key.k0), k1 = _mm256_set1_epi64x(key.k1);
-        philox_round(a, k0, k1);
-        philox_round(b, k0, k1);
+        philox_round(a, key.k0, key.k1);
+        philox_round(b, key.k0, key.k1);
         key.k0 += kPhiloxW0;
         key.k1 += kPhiloxW1;
     }
     Words w;
-    for (int i = 0; i < 4; ++i)
-        w.g[i] = reinterpret_cast<u32v>(
-            _mm256_shuffle_ps(reinterpret_cast<__m256>(a[i]), reinterpret_cast<__m256>(b[i]), 0x88));
+    for (int i = 0; i < 4; ++i) w.g[i] = pack_low(a[i], b[i]);
     return w;
 }
 #else
@@ -143,20 +144,21 @@ DIFFKERN_INLINE void normals_of_blocks(NoiseStream s, uint32_t block, float* out
     cos_sin(w.g[3], c1, s1);
     const f32v r0 = radius(w.g[0]), r1 = radius(w.g[2]);
     const f32v a = r0 * c0, b = r0 * s0, c = r1 * c1, d = r1 * s1;
-    // Transpose 4 x kLanes to kLanes x 4: first within groups of four counters, then the groups in order.
+    // Transpose 4 x kLanes to kLanes x 4.
 #ifdef __AVX2__
-    const f32v ab_lo = __builtin_shuffle(a, b, i32v{0, 8, 1, 9, 4, 12, 5, 13});
-    const f32v ab_hi = __builtin_shuffle(a, b, i32v{2, 10, 3, 11, 6, 14, 7, 15});
-    const f32v cd_lo = __builtin_shuffle(c, d, i32v{0, 8, 1, 9, 4, 12, 5, 13});
-    const f32v cd_hi = __builtin_shuffle(c, d, i32v{2, 10, 3, 11, 6, 14, 7, 15});
-    const f32v q0 = __builtin_shuffle(ab_lo, cd_lo, i32v{0, 1, 8, 9, 4, 5, 12, 13});    // counters 0 and 4
-    const f32v q1 = __builtin_shuffle(ab_lo, cd_lo, i32v{2, 3, 10, 11, 6, 7, 14, 15});  // counters 1 and 5
-    const f32v q2 = __builtin_shuffle(ab_hi, cd_hi, i32v{0, 1, 8, 9, 4, 5, 12, 13});    // counters 2 and 6
-    const f32v q3 = __builtin_shuffle(ab_hi, cd_hi, i32v{2, 3, 10, 11, 6, 7, 14, 15});  // counters 3 and 7
-    store(out, __builtin_shuffle(q0, q1, i32v{0, 1, 2, 3, 8, 9, 10, 11}));
-    store(out + 8, __builtin_shuffle(q2, q3, i32v{0, 1, 2, 3, 8, 9, 10, 11}));
-    store(out + 16, __builtin_shuffle(q0, q1, i32v{4, 5, 6, 7, 12, 13, 14, 15}));
-    store(out + 24, __builtin_shuffle(q2, q3, i32v{4, 5, 6, 7, 12, 13, 14, 15}));
+    const f32v ab_low = unpack_low(a, b), ab_high = unpack_high(a, b);
+    const f32v cd_low = unpack_low(c, d), cd_high = unpack_high(c, d);
+    // Part p of quads k holds counter 4p + k.
+    const f32v quads[4] = {low_pairs(ab_low, cd_low), high_pairs(ab_low, cd_low), low_pairs(ab_high, cd_high),
+                           high_pairs(ab_high, cd_high)};
+    for (int k = 0; k < 4; ++k) {
+        store_part<0>(out + 4 * k, quads[k]);
+        store_part<1>(out + 16 + 4 * k, quads[k]);
+#ifdef __AVX512F__
+        store_part<2>(out + 32 + 4 * k, quads[k]);
+        store_part<3>(out + 48 + 4 * k, quads[k]);
+#endif
+    }
 #else
     for (int j = 0; j < kLanes; ++j) {
         out[4 * j] = a[j];

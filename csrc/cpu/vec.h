@@ -1,5 +1,5 @@
-// Vectors written once: GCC/Clang vector extensions of eight lanes become AVX2 where the file is compiled with it, of
-// four lanes SSE2 (or whatever the machine has) where it is not. Each kernel file is compiled once per instruction set,
+// Vectors written once: GCC/Clang vector extensions of sixteen lanes become AVX-512, of eight AVX2, of four SSE2 or
+// whatever the machine has. Each kernel file is compiled once per instruction set,
 // inside namespace diffkern::DIFFKERN_ISA; everything here lives in that namespace too, so that the linker can never
 // pick an AVX2 copy of an inline function for the portable path.
 #pragma once
@@ -23,7 +23,9 @@ namespace diffkern {
 namespace DIFFKERN_ISA {
 
 // As many float32 lanes as a register has: the compilers take wider vectors apart lane by lane.
-#ifdef __AVX2__
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
 constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
@@ -33,7 +35,16 @@ typedef float f32v __attribute__((vector_size(4 * kLanes)));
 typedef double f64v __attribute__((vector_size(8 * kLanes)));
 typedef int32_t i32v __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t u32v __attribute__((vector_size(4 * kLanes)));
+typedef uint64_t u64v __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t u16v __attribute__((vector_size(2 * kLanes)));
+
+}  // namespace DIFFKERN_ISA
+}  // namespace diffkern
+
+#include "cpu/intrinsics.h"
+
+namespace diffkern {
+namespace DIFFKERN_ISA {
 
 template <class Real>
 struct VecOf;
@@ -62,34 +73,15 @@ DIFFKERN_INLINE f64v broadcast(double v) {
     return v - f64v{};
 }
 
-DIFFKERN_INLINE f32v sqrt(f32v v) {
-#ifdef __AVX2__
-    return reinterpret_cast<f32v>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v)));
-#else
-    f32v out;
-    for (int i = 0; i < kLanes; ++i) out[i] = __builtin_sqrtf(v[i]);
-    return out;
-#endif
-}
-
 // The sum of the lanes, always in the same order: halves onto each other.
 DIFFKERN_INLINE float sum(f32v v) {
 #ifdef __AVX2__
-    const __m256 wide = reinterpret_cast<__m256>(v);
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(wide), _mm256_extractf128_ps(wide, 1));
+    const __m256 eight = fold(v);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 #else
     return (v[0] + v[2]) + (v[1] + v[3]);
-#endif
-}
-
-// Whether any lane of a comparison holds.
-DIFFKERN_INLINE bool any(i32v condition) {
-#ifdef __AVX2__
-    return _mm256_movemask_ps(reinterpret_cast<__m256>(condition)) != 0;
-#else
-    return (condition[0] | condition[1] | condition[2] | condition[3]) != 0;
 #endif
 }
 
@@ -111,13 +103,7 @@ DIFFKERN_INLINE f32v load(const bf16* p) {
     return as_float(__builtin_convertvector(half, u32v) << 16);
 }
 DIFFKERN_INLINE f32v load(const f16* p) {
-#ifdef __F16C__
-    return reinterpret_cast<f32v>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#else
-    f32v v;
-    for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
-    return v;
-#endif
+    return load_f16(p);
 }
 
 DIFFKERN_INLINE void store(float* p, f32v v) {
@@ -135,12 +121,7 @@ DIFFKERN_INLINE void store(bf16* p, f32v v) {
     __builtin_memcpy(p, &half, sizeof half);
 }
 DIFFKERN_INLINE void store(f16* p, f32v v) {
-#ifdef __F16C__
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
-#else
-    for (int i = 0; i < kLanes; ++i) p[i] = to_f16(v[i]);
-#endif
+    store_f16(p, v);
 }
 
 // The first n < kLanes lanes; the others are zero.
@@ -182,22 +163,6 @@ DIFFKERN_INLINE void for_lanes(int64_t first, int64_t end, Fn fn) {
 
 // ---- elementary functions ----------------------------------------------------------------------------------------
 
-// The smaller and the larger of v and a limit; the limit where v is NaN.
-DIFFKERN_INLINE f32v at_most(f32v v, float limit) {
-#ifdef __AVX2__
-    return reinterpret_cast<f32v>(_mm256_min_ps(reinterpret_cast<__m256>(v), _mm256_set1_ps(limit)));
-#else
-    return v < limit ? v : broadcast(limit);
-#endif
-}
-DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
-#ifdef __AVX2__
-    return reinterpret_cast<f32v>(_mm256_max_ps(reinterpret_cast<__m256>(v), _mm256_set1_ps(limit)));
-#else
-    return v > limit ? v : broadcast(limit);
-#endif
-}
-
 // exp(x), below 2 ulp; 0 < result < inf: x is clamped to [-87, 88], and a NaN gives some finite number.
 // 2^n e^r with n = round(x / ln 2) and r = x - n ln 2 in [-ln(2)/2, ln(2)/2]; ln 2 in two parts (Cody and Waite), of
 // which the first times n is exact.
@@ -214,10 +179,6 @@ DIFFKERN_INLINE f32v exp_clamped(f32v x) {
     p = p * r + 1.00000003f;
     p = p * r + 1.0f;
     return as_float(as_bits(p) + (as_bits(t) << 23));
-}
-
-DIFFKERN_INLINE f32v sigmoid(f32v x) {
-    return 1.0f / (1.0f + exp_clamped(-x));
 }
 
 DIFFKERN_INLINE f32v silu(f32v x) {

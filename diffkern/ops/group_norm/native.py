@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._native import DTYPE_CODES, cpu_only, num_threads, sample_shape
-from diffkern.ops.group_norm.op import empty_like_or_none
 
 ParameterTuple = tuple[int, int, int, int]
 
@@ -23,29 +21,30 @@ def group_norm(
     shift: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = sample_shape(x)
-    if not shape[3]:
+    samples, channels, pixels, channels_last = shape = sample_shape(x)
+    if not channels_last:
         x = x.contiguous()
-    y = empty_like_layout(x)
-    mean = torch.empty((x.shape[0], num_groups), dtype=torch.float32)
-    rstd = torch.empty_like(mean)
-    if x.numel() == 0:
+    y = torch.empty_like(x)
+    mean = torch.empty(samples, num_groups, dtype=torch.float32)
+    rstd = torch.empty(samples, num_groups, dtype=torch.float32)
+    if samples * channels * pixels == 0:
         return y, mean.zero_(), rstd.zero_()
+    # By position, in the binding's order: names would cost a small call a tenth of its time.
     native_module().group_norm(
-        shape=shape,
-        num_groups=num_groups,
-        dtype=DTYPE_CODES[x.dtype],
-        x=x.data_ptr(),
-        weight=_parameter(weight),
-        bias=_parameter(bias),
-        scale=_parameter(scale),
-        shift=_parameter(shift),
-        eps=eps,
-        silu=silu,
-        y=y.data_ptr(),
-        mean=mean.data_ptr(),
-        rstd=rstd.data_ptr(),
-        num_threads=num_threads(x.numel()),
+        shape,
+        num_groups,
+        DTYPE_CODES[x.dtype],
+        x.data_ptr(),
+        _parameter(weight),
+        _parameter(bias),
+        _parameter(scale),
+        _parameter(shift),
+        eps,
+        silu,
+        y.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        num_threads(samples * channels * pixels),
     )
     return y, mean, rstd
 
@@ -62,43 +61,52 @@ def group_norm_backward(
     num_groups: int,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shape = sample_shape(x)
-    channels_last = shape[3]
-    if not channels_last:
-        x = x.contiguous()
-    dy = dy.to(x.dtype)
-    dy = dy.movedim(1, -1).contiguous() if channels_last else dy.contiguous()
-    dx = empty_like_layout(x)
-    parameters = (weight, bias, scale, shift)
-    if x.numel() == 0:
-        grads = [empty_like_or_none(x, p).zero_() for p in parameters]
-        return dx, grads[0], grads[1], grads[2], grads[3]
-    grads = [x.new_empty(0) if p is None else torch.empty(p.shape, dtype=torch.float32) for p in parameters]
-    sums = torch.empty((2, *x.shape[:2]), dtype=torch.float32)
-    mean, rstd = mean.contiguous(), rstd.contiguous()
-    native_module().group_norm_backward(
-        shape=shape,
-        num_groups=num_groups,
-        dtype=DTYPE_CODES[x.dtype],
-        x=x.data_ptr(),
-        weight=_parameter(weight),
-        bias=_parameter(bias),
-        scale=_parameter(scale),
-        shift=_parameter(shift),
-        silu=silu,
-        mean=mean.data_ptr(),
-        rstd=rstd.data_ptr(),
-        dy=dy.data_ptr(),
-        dx=dx.data_ptr(),
-        sums=sums.data_ptr(),
-        dweight=None if weight is None else grads[0].data_ptr(),
-        dbias=None if bias is None else grads[1].data_ptr(),
-        dscale=None if scale is None else grads[2].data_ptr(),
-        dshift=None if shift is None else grads[3].data_ptr(),
-        num_threads=num_threads(x.numel()),
-    )
-    cast = [g if p is None else g.to(p.dtype) for p, g in zip(parameters, grads, strict=True)]
-    return dx, cast[0], cast[1], cast[2], cast[3]
+    samples, channels, pixels, channels_last = shape = sample_shape(x)
+    if dy.dtype != x.dtype:
+        dy = dy.to(x.dtype)
+    if channels_last:
+        dy = dy.movedim(1, -1).contiguous()
+    else:
+        x, dy = x.contiguous(), dy.contiguous()
+    dx = torch.empty_like(x)
+    grads = [_float32_like(weight, x), _float32_like(bias, x), _float32_like(scale, x), _float32_like(shift, x)]
+    if samples * channels * pixels == 0:
+        grads = [gradient.zero_() for gradient in grads]
+    else:
+        sums = torch.empty(2 * samples * channels, dtype=torch.float32)
+        mean, rstd = mean.contiguous(), rstd.contiguous()
+        native_module().group_norm_backward(
+            shape,
+            num_groups,
+            DTYPE_CODES[x.dtype],
+            x.data_ptr(),
+            _parameter(weight),
+            _parameter(bias),
+            _parameter(scale),
+            _parameter(shift),
+            silu,
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            dy.data_ptr(),
+            dx.data_ptr(),
+            sums.data_ptr(),
+            None if weight is None else grads[0].data_ptr(),
+            None if bias is None else grads[1].data_ptr(),
+            None if scale is None else grads[2].data_ptr(),
+            None if shift is None else grads[3].data_ptr(),
+            num_threads(samples * channels * pixels),
+        )
+    for i, parameter in enumerate((weight, bias, scale, shift)):
+        if parameter is not None and parameter.dtype != torch.float32:
+            grads[i] = grads[i].to(parameter.dtype)
+    return dx, grads[0], grads[1], grads[2], grads[3]
+
+
+def _float32_like(parameter: Tensor | None, x: Tensor) -> Tensor:
+    """Room for a parameter's gradient, contiguous; empty and of x's dtype where there is no such parameter."""
+    if parameter is None:
+        return x.new_empty(0)
+    return torch.empty(parameter.shape, dtype=torch.float32)
 
 
 def _parameter(p: Tensor | None) -> ParameterTuple | None:

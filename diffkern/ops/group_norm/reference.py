@@ -25,6 +25,7 @@ def group_norm(
         return torch.empty_like(dense(x)), statistics, statistics.clone()
     grouped = _grouped(x.to(compute), num_groups)
     mean = grouped.mean(2)
+    mean = mean + (grouped - mean.unsqueeze(2)).mean(2)  # what rounding the sum left: a constant group is then exact
     rstd = torch.rsqrt((grouped - mean.unsqueeze(2)).square().mean(2) + eps)
     z, _, _, _ = _affine(x, weight, bias, scale, shift, mean, rstd, num_groups)
     y = z * torch.sigmoid(z) if silu else z
@@ -104,7 +105,8 @@ def _or(parameter: Tensor | None, value: float, x: Tensor) -> Tensor:
     """A parameter as (N or 1, C) in the arithmetic's dtype, or a constant in its place."""
     if parameter is None:
         return torch.full((1, x.shape[1]), value, dtype=statistics_dtype(x), device=x.device)
-    return parameter.to(statistics_dtype(x)).reshape(-1, x.shape[1])
+    parameter = parameter.to(statistics_dtype(x))
+    return parameter if parameter.dim() == 2 else parameter.unsqueeze(0)
 
 
 def _expand(parameter: Tensor, x: Tensor) -> Tensor:

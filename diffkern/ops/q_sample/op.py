@@ -82,6 +82,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     table_grad = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
     ctx.save_for_backward(x0 if table_grad else None, t, signal, sigma, noise, seed, draw, samples)
     ctx.stream, ctx.shape, ctx.x0_dtype = stream, x0.shape, x0.dtype
+    ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -16,17 +16,21 @@ _TENSORS: WeakKeyDictionary[StepProgram, dict[torch.device, tuple[Tensor, Tensor
 
 def program_tensors(program: StepProgram, device: torch.device) -> tuple[Tensor, Tensor]:
     """(coefficients float64 (R, K), writes int64 (R, 2)) on `device`, cached as long as the program lives."""
-    if torch.compiler.is_compiling():
-        # A trace keeps them as its constants.
-        return torch.as_tensor(program.coefficients, device=device), torch.as_tensor(program.writes, device=device)
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        # What is made here belongs to the mode or transform, and is of no use after it.
-        return torch.tensor(program.coefficients, device=device), torch.tensor(program.writes, device=device)
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        # What is made here belongs to the trace, mode or transform, and is of no use after it.
+        return _made(program, device)
     by_device = _TENSORS.setdefault(program, {})
     if device not in by_device:
         with torch.inference_mode(False):
-            by_device[device] = (
-                torch.tensor(program.coefficients, device=device),
-                torch.tensor(program.writes, device=device),
-            )
+            by_device[device] = _made(program, device)
     return by_device[device]
+
+
+# A trace takes the result as a constant; if it saw the arrays, an exported program would be left with fake tensors.
+@torch.compiler.assume_constant_result
+def _made(program: StepProgram, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(program.coefficients, device=device), torch.tensor(program.writes, device=device)
