@@ -1,0 +1,51 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Runs code in a fresh interpreter and returns what it printed; fails the test if the code fails or hangs."""
+
+    def run(code: str, timeout: float = 120, **environment: str) -> str:
+        inherited = {k: v for k, v in os.environ.items() if k not in ("DIFFKERN_BACKEND", "DIFFKERN_CPU")}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**inherited, **environment},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
+
+
+@pytest.fixture
+def two_threads() -> object:
+    """Two threads for torch, as many as the smallest machine has, and afterwards what it was before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

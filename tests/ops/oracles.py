@@ -1,0 +1,141 @@
+"""The formulas in plain torch, independent of diffkern: in float64 the oracle, in the storage dtype what a user writes.
+
+Each takes `dtype`, in which it computes; gradients come from autograd.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffkern.solvers.program import StepProgram
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(values.shape + (1,) * (like.dim() - values.dim()))
+
+
+def q_sample(x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
+    """√ᾱ_t·x0 + √(1−ᾱ_t)·ε."""
+    return expand(signal[t].to(dtype), x0) * x0.to(dtype) + expand(sigma[t].to(dtype), x0) * noise.to(dtype)
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """The formula in float64. F.group_norm refuses one value a group and one sample; the formula does not."""
+    groups = x.double().reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
+    deviation = groups - groups.mean(2, keepdim=True)
+    z = (deviation / torch.sqrt(deviation.square().mean(2, keepdim=True) + eps)).reshape(x.shape)
+    if weight is not None:
+        z = z * expand(weight.double().unsqueeze(0), x)
+    if bias is not None:
+        z = z + expand(bias.double().unsqueeze(0), x)
+    if scale is not None:
+        z = z * (1 + expand(scale.double().flatten(1), x))
+    if shift is not None:
+        z = z + expand(shift.double().flatten(1), x)
+    return z * torch.sigmoid(z) if silu else z
+
+
+def eager_group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """The composition of torch.nn.functional that group_norm replaces, in x's dtype."""
+    weight, bias, scale, shift = (None if p is None else p.to(x.dtype) for p in (weight, bias, scale, shift))
+    z = F.group_norm(x, num_groups, weight, bias, eps)
+    if scale is not None:
+        z = z * (1 + expand(scale.flatten(1), x))
+    if shift is not None:
+        z = z + expand(shift.flatten(1), x)
+    return F.silu(z) if silu else z
+
+
+def solver_step(
+    x: Tensor,
+    model_output: Tensor,
+    program: StepProgram,
+    rows: list[int],
+    *,
+    slots: Tensor | None = None,
+    guidance: list[float] | None = None,
+    rescale: float | None = None,
+    extra: Tensor | None = None,
+    noise: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(x', s·x', slots after) of the equations in diffkern/solvers/program.py, sample by sample."""
+    results = []
+    for n, row in enumerate(rows):
+        column = {name: float(program.column(name)[row]) for name in column_names(program)}
+        output = model_output.to(dtype)
+        channels = x.shape[1] if program.variance != "fixed" else None
+        mean = output[:, :channels] if channels else output
+        m = mean[n]
+        if guidance is not None:
+            uncond, cond = mean[n], mean[len(rows) + n]
+            m = uncond + guidance[n] * (cond - uncond)
+            if rescale:
+                m = m * (rescale * cond.std() / m.std() + 1 - rescale)
+        state = x[n].to(dtype)
+        history = [] if slots is None else [slots[k, n].to(dtype) for k in range(program.num_slots)]
+        x0 = column["a_x"] * state + column["a_m"] * m
+        lo, hi = program.clip or (-1.0, 1.0)
+        if program.threshold is not None:
+            ratio, largest = program.threshold
+            s = torch.quantile(x0.abs().double().flatten(), ratio).clamp(1.0, largest).to(dtype)
+            x0 = torch.minimum(torch.maximum(x0, lo * s), hi * s) / s
+        elif program.clip is not None:
+            x0 = x0.clamp(lo, hi)
+        sigma: Tensor | float = 1.0
+        if program.variance != "fixed":
+            log_variance = output[-len(rows) + n, channels:]
+            if program.variance == "learned_range":
+                f = (log_variance + 1) / 2
+                log_variance = f * column["log_var_max"] + (1 - f) * column["log_var_min"]
+            sigma = torch.exp(0.5 * log_variance)
+
+        def combine(prefix: str, coefficients=column, parts=(state, m, x0), remembered=history) -> Tensor:
+            names = [f"{prefix}_x", f"{prefix}_m", f"{prefix}_0", *(f"{prefix}_h{k}" for k in range(len(remembered)))]
+            return sum(coefficients[name] * part for name, part in zip(names, [*parts, *remembered], strict=True))
+
+        x_next = combine("c")
+        if noise is not None:
+            x_next = x_next + column["c_z"] * sigma * noise[n].to(dtype)
+        if extra is not None:
+            x_next = x_next + (column["c_e"] + column["c_v"] * sigma * sigma) * extra[n].to(dtype)
+        after = list(history)
+        for j in (0, 1):
+            if program.writes[row, j] >= 0:
+                after[program.writes[row, j]] = combine(f"g{j}")
+        results.append((x_next, column["s"] * x_next, torch.stack(after) if after else None))
+    x_next, x_in = (torch.stack([r[i] for r in results]) for i in (0, 1))
+    return x_next, x_in, None if slots is None else torch.stack([r[2] for r in results], dim=1)
+
+
+def column_names(program: StepProgram) -> list[str]:
+    from diffkern.solvers.program import columns
+
+    return list(columns(program.num_slots))
+
+
+def alphas_cumprod_tables(timesteps: int = 1000) -> tuple[Tensor, Tensor]:
+    """√ᾱ and √(1−ᾱ) of the linear schedule, float64."""
+    cumulative = np.cumprod(1 - np.linspace(1e-4, 0.02, timesteps))
+    return torch.from_numpy(np.sqrt(cumulative)), torch.from_numpy(np.sqrt(1 - cumulative))

@@ -1,0 +1,230 @@
+"""A bad argument raises an error that names it, before anything is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffkern.backends import use_backend
+from diffkern.ops import group_norm, philox_normal, philox_uint32, q_sample, solver_step
+from tests.ops import programs
+from tests.ops.cases import Untouched, randn
+from tests.ops.test_q_sample import SIGMA, SIGNAL
+
+X = randn(2, 4, 3, 5)
+META = torch.empty(2, 4, 3, 5, device="meta")
+INTEGERS = torch.zeros(2, 4, 3, 5, dtype=torch.int64)
+SPARSE = X.to_sparse()
+Mistake = tuple[dict, type[Exception], str]
+
+NOISE: list[Mistake] = [
+    ({"seed": -1}, ValueError, "seed"),
+    ({"seed": 2**64}, ValueError, "seed"),
+    ({"seed": True}, TypeError, "seed"),
+    ({"seed": 1.0}, TypeError, "seed"),
+    ({"seed": "1"}, TypeError, "seed"),
+    ({"seed": torch.tensor(1.0)}, TypeError, "seed"),
+    ({"seed": torch.tensor(1, dtype=torch.int32)}, TypeError, "seed"),
+    ({"seed": torch.tensor([1])}, ValueError, "seed"),
+    ({"samples": -1}, ValueError, "samples"),
+    ({"samples": 1.0}, TypeError, "samples"),
+    ({"samples": True}, TypeError, "samples"),
+    ({"samples": torch.zeros(3, dtype=torch.int64)}, ValueError, "samples"),
+    ({"samples": torch.zeros(2)}, TypeError, "samples"),
+    ({"samples": [0, 1]}, TypeError, "samples"),
+    ({"stream": -1}, ValueError, "stream"),
+    ({"stream": 2**16}, ValueError, "stream"),
+    ({"stream": 1.0}, ValueError, "stream"),
+]
+DRAW: list[Mistake] = [
+    ({"draw": -1}, ValueError, "draw"),
+    ({"draw": 0.5}, TypeError, "draw"),
+    ({"draw": False}, TypeError, "draw"),
+    ({"draw": torch.zeros(2, dtype=torch.int64)}, ValueError, "draw"),
+]
+SOURCES: list[Mistake] = [
+    ({"noise": X}, ValueError, "exactly one of noise, seed and generator"),
+    ({"seed": None}, ValueError, "exactly one of noise, seed and generator"),
+    ({"generator": torch.Generator()}, ValueError, "exactly one of noise, seed and generator"),
+    ({"seed": None, "noise": X[:1]}, ValueError, "noise"),
+    ({"seed": None, "noise": META}, ValueError, "noise"),
+    ({"seed": None, "noise": INTEGERS}, TypeError, "noise"),
+    ({"seed": None, "noise": 0.0}, TypeError, "noise"),
+    ({"seed": None, "generator": 5}, TypeError, "generator"),
+    ({"seed": torch.tensor(1, device="meta")}, ValueError, "seed"),
+    ({"samples": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "samples"),
+]
+PHILOX: list[Mistake] = [
+    ({"shape": ()}, ValueError, "shape"),
+    ({"shape": (2, -1)}, ValueError, "shape"),
+    ({"shape": 5}, TypeError, "shape"),
+    ({"shape": (2, 1.5)}, TypeError, "shape"),
+    ({"draw": torch.tensor(0, device="meta")}, ValueError, "draw"),
+    *NOISE,
+    *DRAW,
+]
+NORMAL: list[Mistake] = [
+    ({"dtype": torch.int64}, TypeError, "dtype"),
+    ({"dtype": torch.complex64}, TypeError, "dtype"),
+    ({"dtype": "float32"}, TypeError, "dtype"),
+    ({"memory_format": torch.channels_last}, ValueError, "memory_format"),
+    ({"memory_format": torch.preserve_format}, ValueError, "memory_format"),
+]
+T = torch.tensor([0, 999])
+Q_SAMPLE: list[Mistake] = [
+    ({"x0": INTEGERS}, TypeError, "x0"),
+    ({"x0": X.to(torch.complex64)}, TypeError, "x0"),
+    ({"x0": torch.tensor(1.0)}, ValueError, "x0"),
+    ({"x0": X.numpy()}, TypeError, "x0"),
+    ({"x0": SPARSE}, TypeError, "x0"),
+    ({"x0": META}, ValueError, "t must be on x0's device"),
+    ({"t": torch.tensor([0.0, 1.0])}, TypeError, "t must be int64"),
+    ({"t": torch.tensor([0, 1], dtype=torch.int32)}, TypeError, "t must be int64"),
+    ({"t": 3}, TypeError, "t must be"),
+    ({"t": torch.tensor(3)}, ValueError, "t must have shape"),
+    ({"t": torch.tensor([1, 2, 3])}, ValueError, "t must have shape"),
+    ({"t": T.to("meta")}, ValueError, "t must be on"),
+    ({"t": torch.tensor([0, 1000])}, ValueError, r"t must lie in \[0, 1000\), got 1000 at position 1"),
+    ({"t": torch.tensor([-1, 0])}, ValueError, r"t must lie in \[0, 1000\), got -1 at position 0"),
+    ({"t": torch.tensor([2**62, 0])}, ValueError, "t must lie in"),
+    ({"sqrt_alphas_cumprod": SIGNAL[:-1]}, ValueError, "sqrt_alphas_cumprod"),
+    ({"sqrt_alphas_cumprod": SIGNAL.half()}, TypeError, "sqrt_alphas_cumprod"),
+    ({"sqrt_alphas_cumprod": SIGNAL.numpy()}, TypeError, "sqrt_alphas_cumprod"),
+    ({"sqrt_alphas_cumprod": SIGNAL.to("meta")}, ValueError, "sqrt_alphas_cumprod"),
+    ({"sqrt_alphas_cumprod": SIGNAL[:0]}, ValueError, "sqrt_alphas_cumprod"),
+    ({"sqrt_one_minus_alphas_cumprod": SIGMA.reshape(10, 100)}, ValueError, "sqrt_one_minus_alphas_cumprod"),
+    *NOISE,
+    *DRAW,
+    *SOURCES,
+]
+GUIDED = {"guidance_scale": 2.0, "model_output": torch.cat([X, X])}
+LEARNED = {"program": programs.LEARNED, "extra": X}
+SLOTTED = {"program": programs.MULTISTEP}
+SOLVER_STEP: list[Mistake] = [
+    ({"x": INTEGERS}, TypeError, "x must be"),
+    ({"x": META}, ValueError, "must be on x's device"),
+    ({"x": torch.zeros(2), "model_output": torch.zeros(4), **LEARNED}, ValueError, "x must have a channel axis"),
+    ({"model_output": X[:1]}, ValueError, "model_output"),
+    ({"model_output": torch.cat([X, X])}, ValueError, "model_output"),
+    ({"model_output": META}, ValueError, "model_output"),
+    ({"model_output": INTEGERS}, TypeError, "model_output"),
+    ({**LEARNED}, ValueError, "model_output must have shape .* learned variance"),
+    ({"guidance_scale": 2.0}, ValueError, "model_output must have shape .* guidance"),
+    ({**GUIDED, "guidance_scale": "2"}, TypeError, "guidance_scale"),
+    ({**GUIDED, "guidance_scale": [2.0]}, TypeError, "guidance_scale"),
+    ({**GUIDED, "guidance_scale": torch.ones(3)}, ValueError, "guidance_scale"),
+    ({**GUIDED, "guidance_scale": torch.ones((), device="meta")}, ValueError, "guidance_scale"),
+    ({**GUIDED, "guidance_rescale": 1.5}, ValueError, "guidance_rescale"),
+    ({**GUIDED, "guidance_rescale": "0.5"}, TypeError, "guidance_rescale"),
+    ({"guidance_rescale": 0.5}, ValueError, "guidance_rescale"),
+    ({"row": 3}, ValueError, r"row must lie in \[0, 3\), got 3"),
+    ({"row": -1}, ValueError, "row must lie in"),
+    ({"row": True}, TypeError, "row must be"),
+    ({"row": 1.0}, TypeError, "row must be"),
+    ({"row": torch.tensor(1.0)}, TypeError, "row must be int64"),
+    ({"row": torch.zeros(3, dtype=torch.int64)}, ValueError, "row must have shape"),
+    ({"row": torch.tensor(0, device="meta")}, ValueError, "row must be on"),
+    ({"row": torch.tensor(3)}, ValueError, r"row must lie in \[0, 3\), got 3"),
+    ({"row": torch.tensor([0, -5])}, ValueError, r"row must lie in \[0, 3\), got -5 at position 1"),
+    ({"slots": torch.zeros(1, 2, 4, 3, 5)}, ValueError, "slots must be None"),
+    ({**SLOTTED}, ValueError, "slots must be given"),
+    ({**SLOTTED, "slots": torch.zeros(2, 2, 4, 3, 5)}, ValueError, "slots must have shape"),
+    ({**SLOTTED, "slots": torch.zeros(3, 2, 4, 3, 5, dtype=torch.float64)}, TypeError, "slots must have x's dtype"),
+    ({**SLOTTED, "slots": torch.zeros(3, 2, 4, 3, 5, device="meta")}, ValueError, "slots must be on"),
+    ({"out": torch.zeros(2, 4, 3, 6)}, ValueError, "out must have shape"),
+    ({"out": X.double()}, TypeError, "out must have x's dtype"),
+    ({"out": META}, ValueError, "out must be on"),
+    ({"out": [0.0]}, TypeError, "out must be a tensor"),
+    ({"extra": X[:1]}, ValueError, "extra"),
+    ({"extra": INTEGERS}, TypeError, "extra"),
+    *NOISE,
+    *SOURCES,
+]
+GROUP_NORM: list[Mistake] = [
+    ({"x": INTEGERS}, TypeError, "x must be"),
+    ({"x": torch.zeros(3)}, ValueError, "x must have at least 2 dimensions"),
+    ({"x": SPARSE}, TypeError, "x must be"),
+    ({"num_groups": 3}, ValueError, "num_groups must be .* divides x's 4 channels"),
+    ({"num_groups": 0}, ValueError, "num_groups"),
+    ({"num_groups": -2}, ValueError, "num_groups"),
+    ({"num_groups": 2.0}, ValueError, "num_groups"),
+    ({"num_groups": 8}, ValueError, "num_groups"),
+    ({"weight": torch.ones(3)}, ValueError, "weight"),
+    ({"weight": torch.ones(1, 4)}, ValueError, "weight"),
+    ({"weight": torch.ones(4).double()}, TypeError, "weight"),
+    ({"weight": torch.ones(4).bfloat16()}, TypeError, "weight"),
+    ({"weight": torch.ones(4, device="meta")}, ValueError, "weight"),
+    ({"weight": [1.0] * 4}, TypeError, "weight"),
+    ({"bias": torch.ones(5)}, ValueError, "bias"),
+    ({"bias": torch.ones(4, dtype=torch.int64)}, TypeError, "bias"),
+    ({"scale": torch.ones(4)}, ValueError, "scale"),
+    ({"scale": torch.ones(2, 3)}, ValueError, "scale"),
+    ({"scale": torch.ones(2, 4, 3, 5)}, ValueError, "scale"),
+    ({"scale": torch.ones(2, 4).half()}, TypeError, "scale"),
+    ({"scale": 0.5}, TypeError, "scale"),
+    ({"shift": torch.ones(3, 4)}, ValueError, "shift"),
+    ({"shift": torch.ones(2, 4, device="meta")}, ValueError, "shift"),
+    ({"eps": -1e-5}, ValueError, "eps"),
+    ({"eps": float("nan")}, ValueError, "eps"),
+    ({"eps": "1e-5"}, TypeError, "eps"),
+    ({"activation": "relu"}, ValueError, "activation"),
+    ({"activation": True}, ValueError, "activation"),
+]
+
+OPS = {
+    "philox_uint32": (philox_uint32, {"shape": (2, 3), "seed": 1}, PHILOX),
+    "philox_normal": (philox_normal, {"shape": (2, 3, 5), "seed": 1}, [*PHILOX, *NORMAL]),
+    "q_sample": (
+        q_sample,
+        {"x0": X, "t": T, "sqrt_alphas_cumprod": SIGNAL, "sqrt_one_minus_alphas_cumprod": SIGMA, "seed": 1},
+        Q_SAMPLE,
+    ),
+    "solver_step": (
+        solver_step,
+        {"x": X, "model_output": X, "program": programs.PLAIN, "row": 0, "seed": 1},
+        SOLVER_STEP,
+    ),
+    "group_norm": (group_norm, {"x": X, "num_groups": 2}, GROUP_NORM),
+}
+CASES = [(name, number) for name, (_, _, mistakes) in OPS.items() for number in range(len(mistakes))]
+
+
+@pytest.mark.parametrize(("name", "number"), CASES, ids=lambda value: str(value))
+def test_the_message_names_the_argument(backend, name, number):
+    function, correct, mistakes = OPS[name]
+    changed, error, message = mistakes[number]
+    arguments = correct | changed
+    dense = [a for a in arguments.values() if isinstance(a, torch.Tensor) and a.layout == torch.strided]
+    with Untouched(*(a for a in dense if a.device.type == "cpu")), pytest.raises(error, match=message):
+        function(**arguments)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_correct_call_is_correct(backend, name):
+    """Otherwise the mistakes above would prove nothing."""
+    function, correct, _ = OPS[name]
+    assert bool(function(**correct).isfinite().all())
+
+
+def test_nothing_is_written_when_a_row_is_out_of_range(backend):
+    """The values are looked at before the first element is computed."""
+    out, slots = torch.full((2, 4, 3, 5), 7.0), torch.full((3, 2, 4, 3, 5), 7.0)
+    with pytest.raises(ValueError, match="row"):
+        solver_step(X, X, programs.MULTISTEP, torch.tensor([0, 3]), slots=slots, seed=1, out=out)
+    assert bool((out == 7.0).all())
+    assert bool((slots == 7.0).all())
+
+
+def test_an_index_out_of_range_gives_nan_where_nobody_can_look():
+    """On devices whose values are not checked the sample is NaN: the gather itself must not fail."""
+    from diffkern.ops._indices import gather
+
+    found = gather(torch.arange(6.0).reshape(3, 2), torch.tensor([2, 3, -1, 0]))
+    np.testing.assert_array_equal(found.numpy(), [[4, 5], [np.nan] * 2, [np.nan] * 2, [0, 1]])
+
+
+def test_no_backend_is_chosen_for_a_bad_argument():
+    """Metadata is checked before dispatch: the error is the same with a backend that does not exist here."""
+    with use_backend("triton"), pytest.raises(ValueError, match="num_groups"):
+        group_norm(X, 3)

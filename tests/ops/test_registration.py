@@ -1,0 +1,198 @@
+"""torch.library's promises: opcheck, fake and meta tensors, torch.func, vmap, export."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffkern.ops import group_norm, philox_normal, philox_uint32, q_sample, solver_step
+from diffkern.ops._registry import OPS
+from tests.ops import programs
+from tests.ops.cases import DTYPES, assert_as_good_as_eager, in_layout, memory_format, randn, same_bits
+from tests.ops.solver_calls import make
+from tests.ops.test_q_sample import SIGMA, SIGNAL
+
+X = randn(2, 4, 3, 5)
+T = torch.tensor([3, 700])
+SEED, DRAW, SAMPLES = torch.tensor(5), torch.tensor(1), torch.tensor([3, 9])
+
+
+def grad(*shape: int, seed: int = 0, layout: str = "contiguous", dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return in_layout(randn(*shape, seed=seed).to(dtype), layout).requires_grad_()
+
+
+def step_arguments(name: str, layout: str, **replaced) -> tuple:
+    call = make(programs.ALL[name], (2, 4, 3, 5), guidance=2.0)
+    program = call.program
+    arguments = {
+        "x": in_layout(call.x, layout).requires_grad_(),
+        "model_output": in_layout(call.model_output, layout).requires_grad_(),
+        "table": torch.tensor(program.coefficients),
+        "writes": torch.tensor(program.writes),
+        "row": torch.tensor([1, 2]),
+        "slots": call.slots,
+        "guidance_scale": torch.tensor(2.0, dtype=torch.float64),
+        "guidance_rescale": torch.tensor([0.9, 1.1], dtype=torch.float64),
+        "threshold": None,
+        "extra": None if call.extra is None else in_layout(call.extra, layout).requires_grad_(),
+        "noise": call.noise,
+        "seed": None,
+        "samples": None,
+        "stream": 2,
+        "clip": None if program.clip is None else list(program.clip),
+        "variance": ("fixed", "learned", "learned_range").index(program.variance),
+        "scales_input": program.scales_input,
+    }
+    return tuple((arguments | replaced).values())
+
+
+def cases() -> dict[str, tuple[str, tuple]]:
+    found = {
+        "uint32": ("philox_uint32", ([2, 3, 5], SEED, DRAW, SAMPLES, 0)),
+        "normal": ("philox_normal", ([2, 3, 5, 3], SEED, DRAW, SAMPLES, 0, torch.bfloat16, True)),
+        "normal double": ("philox_normal", ([2, 3, 5], SEED, DRAW, torch.tensor(4), 0, torch.float64, False)),
+        "sizes": ("philox_normal", ([0, 3, 5], SEED, DRAW, torch.tensor(4), 0, torch.float32, False)),
+    }
+    for layout in ("contiguous", "channels_last", "sliced"):
+        x, tables = grad(2, 4, 3, 5, layout=layout), (SIGNAL.clone().requires_grad_(), SIGMA)
+        found[f"q_sample given {layout}"] = (
+            "q_sample",
+            (x, T, *tables, grad(2, 4, 3, 5, seed=1), None, None, None, 3, False),
+        )
+        found[f"q_sample counter {layout}"] = ("q_sample", (x, T, *tables, None, SEED, DRAW, SAMPLES, 3, True))
+        for name in programs.ALL:
+            threshold = torch.tensor([1.2, 1.7], dtype=torch.float64) if name == "threshold" else None
+            found[f"solver_step {name} {layout}"] = ("solver_step", step_arguments(name, layout, threshold=threshold))
+        counter = {"noise": None, "seed": SEED, "samples": SAMPLES}
+        found[f"solver_step counter {layout}"] = ("solver_step", step_arguments("learned", layout, **counter))
+        for dtype in (torch.float32, torch.bfloat16):
+            x = grad(2, 4, 3, 5, layout=layout, dtype=dtype)
+            weight, bias, scale, shift = grad(4, seed=1), grad(4, seed=2), grad(2, 4, seed=3), grad(2, 4, seed=4)
+            found[f"group_norm {layout} {dtype}"] = ("group_norm", (x, 2, weight, bias, 1e-5, scale, shift, True))
+            found[f"group_norm plain {layout} {dtype}"] = ("group_norm", (x, 4, None, None, 1e-5, None, None, False))
+    backward = (X, X, randn(4), randn(4), None, None, torch.zeros(2, 2), torch.ones(2, 2), 2, True)
+    found["group_norm_backward"] = ("group_norm_backward", backward)
+    return found
+
+
+CASES = cases()
+
+
+def test_every_op_has_a_case():
+    assert {name for name, _ in CASES.values()} == set(OPS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck(backend, case):
+    """Schema (nothing mutated or aliased that is not marked), fake against real, autograd registration, AOT dispatch.
+
+    The last is slow and does not depend on the layout much: it is left out for contiguous and sliced tensors.
+    """
+    name, arguments = CASES[case]
+    utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if backend == "native" and not case.endswith(("contiguous", "sliced")):
+        utilities.append("test_aot_dispatch_dynamic")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.library.opcheck(getattr(torch.ops.diffkern, name).default, arguments, test_utils=utilities)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "broadcast"])
+def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
+    """Shape, dtype and strides of the public functions, without data."""
+    x = in_layout(X.to(dtype), layout)
+    functions = [
+        lambda x: group_norm(x, 2, activation="silu"),
+        lambda x: q_sample(x, T.to(x.device), SIGNAL.to(x.device), SIGMA.to(x.device), seed=1),
+        lambda x: solver_step(x, x, programs.PLAIN, 0, seed=1),
+    ]
+    for function in functions:
+        real = function(x)
+        meta = function(x.to("meta"))
+        assert (meta.shape, meta.dtype, meta.device.type) == (real.shape, real.dtype, "meta")
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            foretold = function(torch.empty_strided(x.shape, x.stride(), dtype=dtype))
+        assert (foretold.shape, foretold.dtype, foretold.stride()) == (real.shape, real.dtype, real.stride())
+
+
+def test_a_fake_mode_or_transform_leaves_nothing_behind(backend):
+    """What is cached per program belongs to the mode that made it; real calls come before, between and after."""
+    x, output = X, randn(2, 4, 3, 5, seed=1)
+    expected = None
+    for first in ("fake", "transform"):
+        program = programs.program(1, zero=("c_e", "c_v", "s"))
+        if first == "fake":
+            with FakeTensorMode():
+                solver_step(torch.empty(2, 4, 3, 5), torch.empty(2, 4, 3, 5), program, 0, seed=77)
+        else:
+            torch.func.grad(lambda x, p=program: solver_step(x, output, p, 0, seed=77).sum())(x)
+        found = solver_step(x, output, program, 0, seed=77)
+        assert type(found) is torch.Tensor
+        expected = found if expected is None else expected
+        assert same_bits(found, expected)
+
+
+def test_func_grad_is_the_gradient(backend):
+    x, weight = X, randn(4, seed=1)
+
+    def losses(x, weight):
+        yield (group_norm(x, 2, weight, activation="silu") ** 2).sum()
+        yield (q_sample(x, T, SIGNAL, SIGMA, seed=3) ** 2).sum()
+        yield (solver_step(x, x * 2, programs.PLAIN, 1, seed=3) ** 2).sum()
+
+    for number in range(3):
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(list(losses(leaf, weight))[number], leaf)
+        found = torch.func.grad(lambda x, number=number: list(losses(x, weight))[number])(x)
+        assert_as_good_as_eager(found, expected.double(), expected, number)
+
+
+def test_vmap_is_a_loop(backend):
+    """Over images, over weights, and per-sample gradients (torch.func.vmap of grad)."""
+    x, weight = randn(3, 2, 4, 3, 5), randn(3, 4, seed=1)
+    program = programs.program(1, zero=("c_e", "c_v", "s"))
+    functions = [
+        lambda x, w: group_norm(x, 2, w, activation="silu"),
+        lambda x, w: q_sample(x, T, SIGNAL, SIGMA, noise=x + 1),
+        lambda x, w: solver_step(x, x + w[0], program, 1, noise=x * 2),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, function in enumerate(functions):
+            expected = torch.stack([function(x[i], weight[i]) for i in range(3)])
+            found = torch.func.vmap(function)(x, weight)
+            assert_as_good_as_eager(found, expected.double(), expected, number)
+            loss = lambda x, w, function=function: function(x, w).square().sum()  # noqa: E731
+            expected = torch.stack([torch.func.grad(loss)(x[i], weight[i]) for i in range(3)])
+            found = torch.func.vmap(torch.func.grad(loss))(x, weight)
+            assert_as_good_as_eager(found, expected.double(), expected, number)
+
+
+class Everything(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        x_t = q_sample(x, t, SIGNAL, SIGMA, seed=seed)
+        y = group_norm(x_t, 2, activation="silu")
+        z = philox_normal((2, 4, 3, 5), seed, stream=5)
+        return solver_step(y + z, x_t, programs.CLIPPED, torch.tensor(1), seed=seed, extra=z)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(backend, strict):
+    module, arguments = Everything(), (X, T, SEED)
+    exported = torch.export.export(module, arguments, strict=strict)
+    again = (randn(2, 4, 3, 5, seed=8), torch.tensor([999, 0]), torch.tensor(-1))
+    assert same_bits(exported.module()(*again), module(*again))
+
+
+def test_strides_survive_a_round_trip(backend):
+    """channels_last in, channels_last out, through all ops in a row."""
+    assert memory_format(Everything()(in_layout(X, "channels_last"), T, SEED)) == "channels_last"
+
+
+def test_integers_have_no_gradient(backend):
+    assert not philox_uint32((2, 3), SEED).requires_grad
+    assert not philox_normal((2, 3), SEED).requires_grad

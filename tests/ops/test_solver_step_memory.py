@@ -1,0 +1,190 @@
+"""What a step writes and what it does not read: out, slots, and operands whose coefficients are zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffkern.ops import solver_step
+from tests.ops import programs
+from tests.ops.cases import Untouched, assert_as_good_as_eager, in_layout, randn, same_bits
+from tests.ops.solver_calls import make
+
+STATE = programs.program(11, zero=("c_e", "c_v", "s"))
+layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+
+
+@layouts
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (2, 5, 61, 67), (3, 7)])
+def test_out_is_where_the_result_goes(backend, layout, shape):
+    call = make(STATE, shape, 1, layout=layout)
+    expected = call.run()
+    for out_layout in ("contiguous", "channels_last", "sliced", "offset"):
+        out = in_layout(torch.full(shape, torch.nan), out_layout)
+        with Untouched(*call.operands()):
+            assert call.run(out=out) is out
+        assert same_bits(out, expected)
+
+
+@layouts
+@pytest.mark.parametrize("operand", ["x", "model_output", "noise"])
+def test_out_may_be_an_operand(backend, layout, operand):
+    """In place: x itself, or a buffer that is no longer needed. Autograd is told that it changed."""
+    call = make(STATE, (2, 5, 41, 43), 1, layout=layout)
+    expected = call.run()
+    out = getattr(call, operand)
+    version = out._version
+    assert call.run(out=out) is out
+    assert same_bits(out, expected)
+    assert out._version > version
+
+
+@layouts
+def test_what_the_network_sees_next_is_of_the_unrounded_state(backend, layout):
+    """x_in = s·x' from the arithmetic's x', not from the stored one; x itself may be overwritten."""
+    program = programs.program(10, zero=("c_e", "c_v"))
+    call = make(program, (2, 3, 9, 11), 2, layout=layout, dtype=torch.bfloat16)
+    exact = call.oracle()
+    x_next, x_in = call.run(out=call.x)
+    assert x_next is call.x
+    assert_as_good_as_eager(x_in, exact[1], exact[1].bfloat16(), "x_in")
+
+
+def test_out_half_way_over_an_operand(backend):
+    """Views that overlap without being the same: the result is right all the same."""
+    x, output, noise = randn(3, 40, 41), randn(3, 40, 41, seed=1), randn(3, 40, 41, seed=2)
+    expected = solver_step(x, output, STATE, 0, noise=noise)
+    around = torch.zeros(5, 40, 41)
+    around[1:4] = x
+    for out in (around[:3], around[2:]):
+        around[1:4] = x
+        assert same_bits(solver_step(around[1:4], output, STATE, 0, noise=noise, out=out), expected)
+
+
+@layouts
+def test_out_over_one_half_of_a_guided_output(backend, layout):
+    for variance in ("fixed", "learned"):
+        program = programs.program(12, zero=("c_e", "c_v", "s"), variance=variance)
+        call = make(program, (2, 4, 9, 11), 1, layout=layout, guidance=2.0)
+        expected = call.run()
+        storage = call.model_output
+        for out in (storage[:2, :4], storage[2:, -4:]):
+            kept = storage.clone()
+            assert same_bits(call.run(out=out), expected)
+            storage.copy_(kept)
+
+
+def test_out_is_seen_by_autograd(backend):
+    """A tensor that a backward pass still needs may not change under it unnoticed."""
+    x, w = randn(2, 3, 4, 4), randn(2, 3, 4, 4).requires_grad_()
+    loss = (x * w).sum()
+    with torch.no_grad():
+        solver_step(x, randn(2, 3, 4, 4), STATE, 0, noise=randn(2, 3, 4, 4), out=x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@layouts
+@pytest.mark.parametrize("slots_layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slots_are_written_where_the_row_says(backend, layout, slots_layout, dtype):
+    call = make(programs.MULTISTEP, (3, 4, 7, 9), layout=layout, dtype=dtype)
+    initial = call.slots
+    for rows in (0, 1, 2, [0, 1, 2]):
+        call.rows, call.slots = rows, initial
+        exact, eager = call.oracle()[2], call.oracle(dtype)[2]
+        slots = {
+            "contiguous": initial.clone(),
+            "channels_last": initial.movedim(2, -1).contiguous().movedim(-1, 2),
+            "sliced": torch.full((6, *initial.shape[1:]), torch.nan, dtype=dtype)[::2].copy_(initial),
+        }[slots_layout]
+        version = slots._version
+        x_next, _ = call.run(slots=slots)
+        assert_as_good_as_eager(slots, exact, eager, rows)
+        assert slots._version > version
+        per_sample = rows if isinstance(rows, list) else [rows] * 3
+        for n, row in enumerate(per_sample):
+            for k in set(range(3)) - set(programs.WRITES[row]):
+                assert same_bits(slots[k, n], initial[k, n])
+        assert_as_good_as_eager(x_next, call.oracle()[0], call.oracle(dtype)[0], rows)
+
+
+def test_slots_of_a_differentiated_step_are_written_too(backend):
+    call = make(programs.MULTISTEP, (2, 3, 4, 5), 0)
+    without = call.slots.clone()
+    call.run(slots=without)
+    slots = call.slots.clone()
+    call.x = call.x.requires_grad_()
+    assert call.run(slots=slots)[0].requires_grad
+    assert same_bits(slots, without)
+
+
+def test_two_slots_may_change_places(backend):
+    """Both writes read the values from before the step."""
+    names = ("c_x", "g0_h1", "g1_h0")
+    swap = programs.program(
+        13, num_slots=2, writes=np.tile([0, 1], (programs.ROWS, 1)), zero=programs.keep(names, num_slots=2)
+    )
+    call = make(swap, (2, 3, 50, 40), 0)
+    before = call.slots.clone()
+    call.run()
+    assert same_bits(call.slots[0], swap.column("g0_h1")[0].astype(np.float32) * before[1])
+    assert same_bits(call.slots[1], swap.column("g1_h0")[0].astype(np.float32) * before[0])
+
+
+@layouts
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("read", "poisoned"),
+    [
+        (("c_x",), ("model_output", "noise", "extra", "slots")),
+        (("c_m",), ("x", "noise", "extra", "slots")),
+        (("a_x", "c_0"), ("model_output", "noise", "extra", "slots")),
+        (("a_m", "c_0"), ("x", "noise", "extra", "slots")),
+        (("c_z",), ("x", "model_output", "extra", "slots")),
+        (("c_e",), ("x", "model_output", "noise", "slots")),
+        (("c_h0", "c_h1"), ("x", "model_output", "noise", "extra")),
+        ((), ("x", "model_output", "noise", "extra", "slots")),
+    ],
+)
+def test_a_zero_coefficient_is_not_read(backend, layout, read, poisoned, clip, per_sample):
+    program = programs.program(14, num_slots=2, zero=programs.keep(read, 2), clip=clip)
+    call = make(program, (2, 3, 5, 7), [1, 0] if per_sample else 1, layout=layout)
+    call.extra = in_layout(randn(2, 3, 5, 7), layout)
+    clean = call.run(slots=call.slots.clone())
+    for name in poisoned:
+        getattr(call, name).fill_(torch.nan)
+    assert same_bits(call.run(), clean)
+    assert bool(clean.isfinite().all())
+
+
+def test_a_learned_variance_is_not_read_without_noise(backend):
+    program = programs.program(15, zero=("c_z", "c_e", "c_v", "s"), variance="learned_range")
+    call = make(program, (2, 3, 5, 7), 1, guidance=2.0)
+    clean = call.run()
+    call.model_output[:, 3:] = torch.nan
+    assert same_bits(call.run(), clean)
+
+
+def test_the_variance_comes_from_the_conditional_half(backend):
+    call = make(programs.LEARNED, (2, 3, 5, 7), 1, guidance=2.0)
+    clean = call.run()
+    call.model_output[:2, 3:] = torch.nan
+    assert same_bits(call.run(), clean)
+
+
+def test_a_threshold_does_not_read_what_x0_does_not(backend):
+    """A network that predicts x0 (a_x = 0) after a state that went astray."""
+    program = programs.program(16, zero=programs.keep(("a_m", "c_0")), threshold=(0.9, 3.0))
+    call = make(program, (2, 3, 5, 7), 0)
+    clean = call.run()
+    call.x.fill_(torch.nan)
+    assert same_bits(call.run(), clean)
+
+
+def test_more_slots_than_the_kernel_holds_fall_back():
+    program = programs.program(17, num_slots=9, zero=("c_e", "c_v", "s"))
+    call = make(program, (2, 3, 4, 4), 0)
+    assert_as_good_as_eager(call.run(), call.oracle()[0], call.oracle(torch.float32)[0], "nine slots")
