@@ -86,7 +86,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line.strip() for line in (error.output or "").splitlines() if line.strip()]
         marked = [i for i, line in enumerate(lines) if "error" in line.lower()]
-        told = lines[marked[0] : marked[0] + 2] if marked else lines[-2:]
+        told = lines[marked[0] : marked[0] + 4] if marked else lines[-2:]
         return f"{' '.join(error.cmd[:2])} …: {' '.join(told)}"
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} was not found"

@@ -22,7 +22,8 @@ from diffkern.sampling import Sampler
 from diffkern.training import Digits, TrainConfig, Trainer
 
 PER_CLASS = 10
-TRAIN = TrainConfig(steps=2500, batch_size=64, lr=1e-3, warmup_steps=100, ema_decay=0.995, seed=0)
+GUIDANCE = 1.5  # of the conditional over the unconditional output; 1 is none
+TRAIN = TrainConfig(steps=2000, batch_size=64, lr=1e-3, warmup_steps=100, ema_decay=0.995, seed=0)
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def draw(
     network: torch.nn.Module, process: GaussianProcess, labels: Tensor, *, solver: str, steps: int | None
 ) -> np.ndarray:
     """Digits of the given classes: float32 (n, 8, 8) in [−1, 1]."""
-    sampler = Sampler(network, process, shape=(1, 8, 8), solver=solver, steps=steps)
+    sampler = Sampler(network, process, shape=(1, 8, 8), solver=solver, steps=steps, guidance_scale=GUIDANCE)
     return sampler.sample(len(labels), seed=1, labels=labels, progress=True)[:, 0].cpu().numpy()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,27 +58,35 @@ def check_stream(stream: int) -> None:
         raise ValueError(f"stream must be an int in [0, 65536), got {stream!r}")
 
 
+def python_int(value: object) -> int | None:
+    """An int, also from a NumPy integer; None for anything else, bools included."""
+    if isinstance(value, Tensor | bool):
+        return None
+    return int(value) if isinstance(value, int | np.integer) else None
+
+
 def seed_tensor(seed: object, device: torch.device) -> Tensor:
     """An int in [0, 2^64) or an int64 tensor () as a 0-d int64 tensor with the same 64 bits."""
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed must lie in [0, 2**64), got {seed}")
-        return _scalar(seed if seed < 2**63 else seed - 2**64, device)
-    return _given("seed", seed, device, ((),))
+    number = python_int(seed)
+    if number is None:
+        return _given("seed", seed, device, ((),))
+    if not 0 <= number < 2**64:
+        raise ValueError(f"seed must lie in [0, 2**64), got {number}")
+    return _scalar(number if number < 2**63 else number - 2**64, device)
 
 
 def int64_scalar(name: str, value: object, device: torch.device) -> Tensor:
     """A non-negative int or an int64 tensor () as a 0-d int64 tensor."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return _scalar(_non_negative(name, value), device)
-    return _given(name, value, device, ((),))
+    number = python_int(value)
+    return _given(name, value, device, ((),)) if number is None else _scalar(_non_negative(name, number), device)
 
 
 def samples_tensor(samples: object, count: int, device: torch.device) -> Tensor:
     """An int offset (0-d tensor) or an int64 tensor (N,) of sample indices."""
-    if isinstance(samples, int) and not isinstance(samples, bool):
-        return _scalar(_non_negative("samples", samples), device)
-    return _given("samples", samples, device, ((), (count,)))
+    number = python_int(samples)
+    if number is None:
+        return _given("samples", samples, device, ((), (count,)))
+    return _scalar(_non_negative("samples", number), device)
 
 
 def _non_negative(name: str, value: int) -> int:

@@ -39,7 +39,7 @@ def group_norm(
     """
     check_floating("x", x, min_rank=2)
     channels = x.shape[1]
-    if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
+    if not isinstance(num_groups, int) or isinstance(num_groups, bool) or num_groups < 1 or channels % num_groups:
         raise ValueError(f"num_groups must be a positive int that divides x's {channels} channels, got {num_groups!r}")
     if activation not in (None, "silu"):
         raise ValueError(f'activation must be None or "silu", got {activation!r}')

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffkern.ops._checks import check_device, check_floating, check_index, check_like
 from diffkern.ops._layout import empty_like_layout
-from diffkern.ops._noise import Noise, resolve_noise
+from diffkern.ops._noise import Noise, python_int, resolve_noise
 from diffkern.ops._registry import Op
 from diffkern.ops.solver_step.backward import solver_step_backward
 from diffkern.ops.solver_step.program_tensors import program_tensors
@@ -115,10 +116,11 @@ def solver_step(
 
 
 def _row_tensor(row: int | Tensor, x: Tensor, program: StepProgram) -> Tensor:
-    if isinstance(row, int) and not isinstance(row, bool):
-        if not 0 <= row < program.num_rows:
-            raise ValueError(f"row must lie in [0, {program.num_rows}), got {row}")
-        return torch.full((), row, dtype=torch.int64, device=x.device)
+    number = python_int(row)
+    if number is not None:
+        if not 0 <= number < program.num_rows:
+            raise ValueError(f"row must lie in [0, {program.num_rows}), got {number}")
+        return torch.full((), number, dtype=torch.int64, device=x.device)
     check_index("row", row, "x", x, [(), (x.shape[0],)])
     assert isinstance(row, Tensor)
     return row
@@ -174,9 +176,9 @@ def _guidance_tensor(value: float | Tensor | None, x: Tensor) -> Tensor | None:
             raise ValueError(f"guidance_scale must have shape () or {(x.shape[0],)}, got {tuple(value.shape)}")
         check_device("guidance_scale", value, "x", x)
         return value.double()
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float | np.floating):
         raise TypeError(f"guidance_scale must be a number or a tensor, got {type(value).__name__}")
-    return torch.full((), value, dtype=torch.float64, device=x.device)
+    return torch.full((), float(value), dtype=torch.float64, device=x.device)
 
 
 def _fake(
