@@ -38,11 +38,11 @@ $(VENV)/dependencies.stamp: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PY) -m pip install --quiet -c constraints.txt 'setuptools>=77' 'pybind11>=2.13' ninja
-	DIFFKERN_SKIP_NATIVE=1 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	PYTHONWARNINGS=ignore DIFFKERN_SKIP_NATIVE=1 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(BUILT): $(DEPENDENCIES) $(SOURCES)
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
 	mkdir -p $(STATE) && touch $@
 
 demo: install
