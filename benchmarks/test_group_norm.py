@@ -10,7 +10,13 @@ from benchmarks.conftest import assert_close
 from diffkern.ops import group_norm
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-CASES = [((8, 128, 32, 32), ""), ((8, 256, 8, 8), ""), ((64, 128, 32, 32), ""), ((8, 128, 32, 32), "scale-shift")]
+CASES = [
+    ((8, 128, 32, 32), ""),
+    ((8, 256, 8, 8), ""),
+    ((64, 128, 32, 32), ""),
+    ((2, 32, 4, 4), ""),
+    ((8, 128, 32, 32), "scale-shift"),
+]
 
 
 @pytest.mark.parametrize("memory_format", list(FORMATS))

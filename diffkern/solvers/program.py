@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -82,6 +83,13 @@ class StepProgram:
         # Asked for at every step, also inside torch.compile: so they are plain attributes.
         object.__setattr__(self, "scales_input", bool((self.column("s") != 1).any()))
         object.__setattr__(self, "makes_noise", bool((self.column("c_z") != 0).any()))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and unpickled programs come with writeable arrays.
+        self.__dict__.update(state)
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
 
     def _check_values(self) -> None:
         # Kernels hold coefficients in float32: what is finite here and infinite there would make 0·inf of it.

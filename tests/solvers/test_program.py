@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -121,3 +124,16 @@ def test_errors_name_the_field(kwargs, message):
     arguments = {"named": {}, "times": [1, 0], **kwargs}
     with pytest.raises(ValueError, match=message):
         step_program(**arguments)
+
+
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda program: pickle.loads(pickle.dumps(program))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_is_as_read_only_as_the_program(clone):
+    program = step_program({"c_x": [1, 2], "c_z": [0, 3]}, [999, 0])
+    twin = clone(program)
+    assert twin.makes_noise
+    assert np.array_equal(twin.coefficients, program.coefficients)
+    for array in (twin.coefficients, twin.times, twin.calls_network, twin.writes):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
