@@ -1,0 +1,73 @@
+#include "bindings/convert.h"
+#include "cpu/group_norm.h"
+
+namespace diffkern {
+namespace {
+
+//   param  (address, dtype code, elements between samples, elements between channels), or None
+Parameter parameter_of(const py::handle& o) {
+    if (o.is_none()) return {};
+    const auto t = py::reinterpret_borrow<py::tuple>(o);
+    return {pointer<const char>(t[0]), dtype_of(t[1]), t[2].cast<int64_t>(), t[3].cast<int64_t>()};
+}
+
+GroupNormArgs group_norm_args(const py::tuple& shape, int64_t num_groups, int dtype, const py::handle& x,
+                              const py::handle& weight, const py::handle& bias, const py::handle& scale,
+                              const py::handle& shift, double eps, bool silu, const py::handle& y,
+                              const py::handle& mean, const py::handle& rstd, int num_threads) {
+    return {shape_of(shape),
+            num_groups,
+            static_cast<DType>(dtype),
+            pointer<const char>(x),
+            parameter_of(weight),
+            parameter_of(bias),
+            parameter_of(scale),
+            parameter_of(shift),
+            eps,
+            silu,
+            pointer<char>(y),
+            pointer<float>(mean),
+            pointer<float>(rstd),
+            num_threads};
+}
+
+}  // namespace
+
+void bind_group_norm(py::module_& m) {
+    m.def(
+        "group_norm",
+        [](const py::tuple& shape, int64_t num_groups, int dtype, const py::handle& x, const py::handle& weight,
+           const py::handle& bias, const py::handle& scale, const py::handle& shift, double eps, bool silu,
+           const py::handle& y, const py::handle& mean, const py::handle& rstd, int num_threads) {
+            const GroupNormArgs args = group_norm_args(shape, num_groups, dtype, x, weight, bias, scale, shift, eps,
+                                                       silu, y, mean, rstd, num_threads);
+            py::gil_scoped_release release;
+            group_norm(args);
+        },
+        py::arg("shape"), py::arg("num_groups"), py::arg("dtype"), py::arg("x"), py::arg("weight"), py::arg("bias"),
+        py::arg("scale"), py::arg("shift"), py::arg("eps"), py::arg("silu"), py::arg("y"), py::arg("mean"),
+        py::arg("rstd"), py::arg("num_threads"));
+    m.def(
+        "group_norm_backward",
+        [](const py::tuple& shape, int64_t num_groups, int dtype, const py::handle& x, const py::handle& weight,
+           const py::handle& bias, const py::handle& scale, const py::handle& shift, bool silu, const py::handle& mean,
+           const py::handle& rstd, const py::handle& dy, const py::handle& dx, const py::handle& sums,
+           const py::handle& dweight, const py::handle& dbias, const py::handle& dscale, const py::handle& dshift,
+           int num_threads) {
+            GroupNormBackwardArgs args{group_norm_args(shape, num_groups, dtype, x, weight, bias, scale, shift, 0.0,
+                                                       silu, py::none(), mean, rstd, num_threads),
+                                       pointer<const char>(dy), pointer<char>(dx), pointer<float>(sums), nullptr};
+            args.sum_dz_xhat = args.sum_dz + args.forward.shape.samples * args.forward.shape.channels;
+            const GroupNormParameterGradients grads{pointer<float>(dweight), pointer<float>(dbias),
+                                                    pointer<float>(dscale), pointer<float>(dshift)};
+            py::gil_scoped_release release;
+            group_norm_backward(args);
+            group_norm_parameter_gradients(args, grads);
+        },
+        py::arg("shape"), py::arg("num_groups"), py::arg("dtype"), py::arg("x"), py::arg("weight"), py::arg("bias"),
+        py::arg("scale"), py::arg("shift"), py::arg("silu"), py::arg("mean"), py::arg("rstd"), py::arg("dy"),
+        py::arg("dx"), py::arg("sums"), py::arg("dweight"), py::arg("dbias"), py::arg("dscale"), py::arg("dshift"),
+        py::arg("num_threads"));
+}
+
+}  // namespace diffkern
