@@ -60,6 +60,7 @@ def _load_native() -> tuple[ModuleType | None, str]:
         recorded = Path(__file__).with_name("_build_failure.txt")
         return None, recorded.read_text().strip() if recorded.exists() else f"diffkern._cpu does not import: {error}"
     module.set_parallel(_openmp_entry())
+    module.sees_tensors = module.use_torch(torch)
     return module, ""
 
 
@@ -79,6 +80,14 @@ def native_module() -> ModuleType:
     if module is None:
         raise RuntimeError(reason)
     return module
+
+
+def eager_native() -> ModuleType | None:
+    """The C++ module if it sees tensors itself and no other backend is asked for; for calls where Python is the cost."""
+    if _forced is not None and _forced != "native":
+        return None
+    module = _load_native()[0]
+    return module if module is not None and module.sees_tensors else None
 
 
 def unavailable(name: str) -> str | None:

@@ -58,11 +58,11 @@ void bind_group_norm(py::module_& m) {
                                                        silu, py::none(), mean, rstd, num_threads),
                                        pointer<const char>(dy), pointer<char>(dx), pointer<float>(sums), nullptr};
             args.sum_dz_xhat = args.sum_dz + args.forward.shape.samples * args.forward.shape.channels;
-            const GroupNormParameterGradients grads{pointer<float>(dweight), pointer<float>(dbias),
-                                                    pointer<float>(dscale), pointer<float>(dshift)};
+            const GroupNormParameterArgs grads{args, pointer<float>(dweight), pointer<float>(dbias),
+                                               pointer<float>(dscale), pointer<float>(dshift)};
             py::gil_scoped_release release;
             group_norm_backward(args);
-            group_norm_parameter_gradients(args, grads);
+            group_norm_parameter_gradients(grads);
         },
         py::arg("shape"), py::arg("num_groups"), py::arg("dtype"), py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("scale"), py::arg("shift"), py::arg("silu"), py::arg("mean"), py::arg("rstd"), py::arg("dy"),

@@ -17,17 +17,6 @@ struct Parameter {
     }
 };
 
-// Its value at (sample, channel) in float32, or `absent` where the call has none.
-static inline float read(const Parameter& p, int64_t sample, int64_t channel, float absent) {
-    if (!p) return absent;
-    const int64_t i = sample * p.sample_stride + channel * p.channel_stride;
-    switch (p.dtype) {
-        case DType::bf16: return to_float(reinterpret_cast<const bf16*>(p.data)[i]);
-        case DType::f16: return to_float(reinterpret_cast<const f16*>(p.data)[i]);
-        default: return reinterpret_cast<const float*>(p.data)[i];
-    }
-}
-
 struct GroupNormArgs {
     SampleShape shape;
     int64_t num_groups;
@@ -37,8 +26,8 @@ struct GroupNormArgs {
     double eps;
     bool silu;
     char* y;
-    float* mean;  // (N, G): written by the forward pass, read by the backward pass
-    float* rstd;  // (N, G)
+    float* mean;  // (N, G): written by the forward pass, unless null, and read by the backward pass
+    float* rstd;  // (N, G): likewise
     int num_threads;
 };
 
@@ -50,13 +39,14 @@ struct GroupNormBackwardArgs {
     float* sum_dz_xhat;  // (N, C): of dz times the normalised value
 };
 
-DIFFKERN_DISPATCH(group_norm, GroupNormArgs)
-DIFFKERN_DISPATCH(group_norm_backward, GroupNormBackwardArgs)
-
-// d weight, d bias (C,) and d scale, d shift (N, C) from the two sums; null where not wanted.
-struct GroupNormParameterGradients {
+// d weight, d bias (C,) and d scale, d shift (N, C) from the two sums of the backward pass; null where not wanted.
+struct GroupNormParameterArgs {
+    const GroupNormBackwardArgs& backward;
     float *weight, *bias, *scale, *shift;
 };
-void group_norm_parameter_gradients(const GroupNormBackwardArgs&, const GroupNormParameterGradients&);
+
+DIFFKERN_DISPATCH(group_norm, GroupNormArgs)
+DIFFKERN_DISPATCH(group_norm_backward, GroupNormBackwardArgs)
+DIFFKERN_DISPATCH(group_norm_parameter_gradients, GroupNormParameterArgs)
 
 }  // namespace diffkern

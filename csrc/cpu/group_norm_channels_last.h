@@ -37,9 +37,14 @@ struct ChannelSums {
     int64_t channels;
     Scratch<float> partial;  // (chunks, 2, C)
     Scratch<float> affine;   // (4, C)
+    Scratch<double> joined;  // (2, C)
 
     explicit ChannelSums(const SampleShape& shape)
-        : chunks(shape), channels(shape.channels), partial(chunks.count * 2 * channels), affine(4 * channels) {
+        : chunks(shape),
+          channels(shape.channels),
+          partial(chunks.count * 2 * channels),
+          affine(4 * channels),
+          joined(2 * channels) {
     }
 
     float* row(int64_t chunk, int which) {
@@ -103,35 +108,54 @@ void chunk_moments(const GroupNormArgs& args, int64_t sample, int64_t chunk, Cha
     });
 }
 
+// Joins the chunks of every channel, with the first chunk's mean as the shift; leaves mean and M2 per channel.
+inline void join_chunks(const GroupNormArgs& args, ChannelSums& sums, double* mean, double* m2) {
+    using Wide = Vec<double>;
+    const double one_over_n = 1.0 / static_cast<double>(args.shape.pixels);
+    for_lanes(0, sums.channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
+        const f32v shift = load_n(sums.row(0, 0) + c, n);
+        Wide first = {}, second = {};
+        for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) {
+            const auto count = static_cast<double>(sums.chunks.end(chunk, args.shape) - sums.chunks.first(chunk));
+            const Wide d = __builtin_convertvector(load_n(sums.row(chunk, 0) + c, n) - shift, Wide);
+            first += count * d;
+            second += count * d * d + __builtin_convertvector(load_n(sums.row(chunk, 1) + c, n), Wide);
+        }
+        store_n(mean + c, __builtin_convertvector(shift, Wide) + first * one_over_n, n);
+        store_n(m2 + c, second - first * first * one_over_n, n);
+    });
+}
+
 // Joins chunks and channels per group; leaves a, b and the mean per channel: y = act((x - mean) a + b).
 inline void sample_affine(const GroupNormArgs& args, int64_t sample, ChannelSums& sums) {
     const int64_t per_group = args.shape.channels / args.num_groups;
+    const double pixels = static_cast<double>(args.shape.pixels);
     const double one_over_channels = 1.0 / static_cast<double>(per_group);
+    const double one_over_size = one_over_channels / pixels;
     affine_row(args, sample, 0, args.shape.channels, sums.of(0), sums.of(1));
+    join_chunks(args, sums, sums.joined, sums.joined + args.shape.channels);
+    const double *means = sums.joined, *m2s = means + args.shape.channels;
     for (int64_t group = 0; group < args.num_groups; ++group) {
-        Moments moments;
-        for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) {
-            // The channels of a chunk have equal counts, so they join without a division each.
-            const double n = static_cast<double>(sums.chunks.end(chunk, args.shape) - sums.chunks.first(chunk));
-            const float *means = sums.row(chunk, 0) + group * per_group, *m2s = sums.row(chunk, 1) + group * per_group;
-            double mean = 0, m2 = 0, spread = 0;
-            for (int64_t c = 0; c < per_group; ++c) {
-                mean += means[c];
-                m2 += m2s[c];
-            }
-            mean *= one_over_channels;
-            for (int64_t c = 0; c < per_group; ++c) spread += (means[c] - mean) * (means[c] - mean);
-            moments.merge(n * static_cast<double>(per_group), mean, m2 + n * spread);
+        const int64_t first = group * per_group;
+        double mean = 0, m2 = 0, spread = 0;  // of a group's channels, which have equal counts
+        for (int64_t c = first; c < first + per_group; ++c) {
+            mean += means[c];
+            m2 += m2s[c];
         }
-        const auto rstd = static_cast<float>(moments.rstd(args.eps));
-        const auto mean = static_cast<float>(moments.mean);
-        const auto mean_rest = static_cast<float>(moments.mean - mean);
-        args.mean[sample * args.num_groups + group] = mean;
-        args.rstd[sample * args.num_groups + group] = rstd;
-        for (int64_t c = group * per_group; c < (group + 1) * per_group; ++c) {
+        mean *= one_over_channels;
+        for (int64_t c = first; c < first + per_group; ++c) spread += (means[c] - mean) * (means[c] - mean);
+        const double variance = (m2 + pixels * spread) * one_over_size;
+        const auto rstd = static_cast<float>(1.0 / __builtin_sqrt((variance < 0 ? 0 : variance) + args.eps));
+        const auto mean_float = static_cast<float>(mean);
+        const auto mean_rest = static_cast<float>(mean - mean_float);
+        if (args.mean) {
+            args.mean[sample * args.num_groups + group] = mean_float;
+            args.rstd[sample * args.num_groups + group] = rstd;
+        }
+        for (int64_t c = first; c < first + per_group; ++c) {
             sums.of(0)[c] *= rstd;
             sums.of(1)[c] -= mean_rest * sums.of(0)[c];
-            sums.of(2)[c] = mean;
+            sums.of(2)[c] = mean_float;
         }
     }
 }
@@ -168,45 +192,54 @@ void chunk_gradient_sums(const GroupNormBackwardArgs& args, int64_t sample, int6
     const T* dy = reinterpret_cast<const T*>(args.dy) + base;
     T* dx = reinterpret_cast<T*>(args.dx) + base;
     const int64_t first = sums.chunks.first(chunk), end = sums.chunks.end(chunk, args.forward.shape);
-    float *total = sums.row(chunk, 0), *total_xhat = sums.row(chunk, 1);
+    float *total = sums.row(chunk, 0), *total_d = sums.row(chunk, 1);
     const float *gamma = sums.of(0), *beta = sums.of(1), *mean = sums.of(2), *rstd = sums.of(3);
     for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
-        const f32v g = load_n(gamma + c, n), b = load_n(beta + c, n), m = load_n(mean + c, n), r = load_n(rstd + c, n);
-        f32v acc = {}, acc_xhat = {};
+        const f32v a = load_n(gamma + c, n) * load_n(rstd + c, n), b = load_n(beta + c, n), m = load_n(mean + c, n);
+        f32v acc = {}, acc_d = {};
         for (int64_t p = first; p < end; ++p) {
-            const f32v xhat = (load_n(x + p * channels + c, n) - m) * r;
-            const f32v dz = activation_backward<kSilu>(xhat * g + b, load_n(dy + p * channels + c, n));
+            const f32v d = load_n(x + p * channels + c, n) - m;
+            const f32v dz = activation_backward<kSilu>(d * a + b, load_n(dy + p * channels + c, n));
             acc += dz;
-            acc_xhat += dz * xhat;
+            acc_d += dz * d;
             if (sizeof(T) == 4) store_n(dx + p * channels + c, dz, n);  // kept for the second look
         }
         store_n(total + c, acc, n);
-        store_n(total_xhat + c, acc_xhat, n);
+        store_n(total_d + c, acc_d, n);
     });
 }
 
-// Joins the chunks; leaves the two group means (times rstd) per channel in the first chunk's rows.
+// Joins the chunks; leaves per channel the constant of dx and the factor of x_hat in it in the first chunk's rows.
 inline void sample_gradient_means(const GroupNormBackwardArgs& args, int64_t sample, ChannelSums& sums) {
+    using Wide = Vec<double>;
     const GroupNormArgs& fwd = args.forward;
     const int64_t channels = fwd.shape.channels, per_group = channels / fwd.num_groups;
-    const double size = static_cast<double>(per_group * fwd.shape.pixels);
-    for (int64_t group = 0; group < fwd.num_groups; ++group) {
-        double group_dz = 0, group_dz_xhat = 0;
-        for (int64_t c = group * per_group; c < (group + 1) * per_group; ++c) {
-            double total = 0, total_xhat = 0;
-            for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) {
-                total += sums.row(chunk, 0)[c];
-                total_xhat += sums.row(chunk, 1)[c];
-            }
-            args.sum_dz[sample * channels + c] = static_cast<float>(total);
-            args.sum_dz_xhat[sample * channels + c] = static_cast<float>(total_xhat);
-            group_dz += sums.of(0)[c] * total;
-            group_dz_xhat += sums.of(0)[c] * total_xhat;
+    double *total = sums.joined, *total_xhat = total + channels;
+    float *out = args.sum_dz + sample * channels, *out_xhat = args.sum_dz_xhat + sample * channels;
+    for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
+        Wide dz = {}, dz_d = {};
+        for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) {
+            dz += __builtin_convertvector(load_n(sums.row(chunk, 0) + c, n), Wide);
+            dz_d += __builtin_convertvector(load_n(sums.row(chunk, 1) + c, n), Wide);
         }
-        const float rstd = fwd.rstd[sample * fwd.num_groups + group];
-        for (int64_t c = group * per_group; c < (group + 1) * per_group; ++c) {
-            sums.row(0, 0)[c] = static_cast<float>(group_dz / size * rstd);
-            sums.row(0, 1)[c] = static_cast<float>(group_dz_xhat / size * rstd);
+        const Wide dz_xhat = dz_d * __builtin_convertvector(load_n(sums.of(3) + c, n), Wide);
+        store_n(total + c, dz, n);
+        store_n(total_xhat + c, dz_xhat, n);
+        store_n(out + c, __builtin_convertvector(dz, f32v), n);
+        store_n(out_xhat + c, __builtin_convertvector(dz_xhat, f32v), n);
+    });
+    const double one_over_size = 1.0 / static_cast<double>(per_group * fwd.shape.pixels);
+    for (int64_t group = 0; group < fwd.num_groups; ++group) {
+        const int64_t first = group * per_group;
+        double dz = 0, dz_xhat = 0;
+        for (int64_t c = first; c < first + per_group; ++c) {
+            dz += sums.of(0)[c] * total[c];
+            dz_xhat += sums.of(0)[c] * total_xhat[c];
+        }
+        const double factor = -one_over_size * sums.of(3)[first];
+        for (int64_t c = first; c < first + per_group; ++c) {
+            sums.row(0, 0)[c] = static_cast<float>(dz * factor);
+            sums.row(0, 1)[c] = static_cast<float>(dz_xhat * factor);
         }
     }
 }
@@ -218,16 +251,15 @@ void chunk_dx(const GroupNormBackwardArgs& args, int64_t sample, int64_t chunk, 
     const T* dy = reinterpret_cast<const T*>(args.dy) + base;
     T* dx = reinterpret_cast<T*>(args.dx) + base;
     const float *gamma = sums.of(0), *beta = sums.of(1), *mean = sums.of(2), *rstd = sums.of(3);
-    const float *mean_dz = sums.row(0, 0), *mean_dz_xhat = sums.row(0, 1);
+    const float *constant = sums.row(0, 0), *of_xhat = sums.row(0, 1);
     for (int64_t p = sums.chunks.first(chunk); p < sums.chunks.end(chunk, args.forward.shape); ++p)
         for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
             const int64_t i = p * channels + c;
-            const f32v g = load_n(gamma + c, n), r = load_n(rstd + c, n);
-            const f32v xhat = (load_n(x + i, n) - load_n(mean + c, n)) * r;
-            const f32v dz = sizeof(T) == 4
-                                ? load_n(dx + i, n)
-                                : activation_backward<kSilu>(xhat * g + load_n(beta + c, n), load_n(dy + i, n));
-            store_n(dx + i, dz * g * r - (load_n(mean_dz + c, n) + xhat * load_n(mean_dz_xhat + c, n)), n);
+            const f32v r = load_n(rstd + c, n), a = load_n(gamma + c, n) * r;
+            const f32v d = load_n(x + i, n) - load_n(mean + c, n);
+            const f32v dz = sizeof(T) == 4 ? load_n(dx + i, n)
+                                           : activation_backward<kSilu>(d * a + load_n(beta + c, n), load_n(dy + i, n));
+            store_n(dx + i, dz * a + (d * r * load_n(of_xhat + c, n) + load_n(constant + c, n)), n);
         });
 }
 

@@ -76,8 +76,10 @@ void slab_forward(const GroupNormArgs& args, int64_t sample, int64_t group) {
     const auto rstd = static_cast<float>(moments.rstd(args.eps));
     const auto mean = static_cast<float>(moments.mean);
     const auto mean_rest = static_cast<float>(moments.mean - mean);
-    args.mean[index] = mean;
-    args.rstd[index] = rstd;
+    if (args.mean) {
+        args.mean[index] = mean;
+        args.rstd[index] = rstd;
+    }
     const GroupAffine affine(args, sample, group);
     for (int64_t c = 0; c < channels; ++c, x += pixels, y += pixels) {
         const float a = rstd * affine.gamma[c], b = affine.beta[c] - mean_rest * a;
@@ -99,44 +101,44 @@ void slab_backward(const GroupNormBackwardArgs& args, int64_t sample, int64_t gr
     const float mean = fwd.mean[index], rstd = fwd.rstd[index];
 
     const GroupAffine affine(fwd, sample, group);
-    double group_dz = 0, group_dz_xhat = 0;
+    double group_dz = 0, group_dz_d = 0;
     for (int64_t c = 0; c < channels; ++c) {
-        const int64_t channel = group * channels + c, base = c * pixels;
-        const float gamma = affine.gamma[c], beta = affine.beta[c];
-        double total = 0, total_xhat = 0;
+        const int64_t channel = sample * fwd.shape.channels + group * channels + c, base = c * pixels;
+        const float gamma = affine.gamma[c], beta = affine.beta[c], a = gamma * rstd;
+        double total = 0, total_d = 0;
         for (int64_t start = 0; start < pixels; start += kBlock) {
             const int64_t end = start + kBlock < pixels ? start + kBlock : pixels;
-            f32v acc = {}, acc_xhat = {};
+            f32v acc = {}, acc_d = {};
             for_lanes(start, end, [&](int64_t i, int n) DIFFKERN_LAMBDA {
                 // A partial piece of dy is filled up with zeros, so its missing lanes add nothing (unless mean or rstd
                 // is NaN, and then the sums are NaN by right).
-                const f32v xhat = (load_n(x + base + i, n) - mean) * rstd;
-                const f32v dz = activation_backward<kSilu>(xhat * gamma + beta, load_n(dy + base + i, n));
+                const f32v d = load_n(x + base + i, n) - mean;
+                const f32v dz = activation_backward<kSilu>(d * a + beta, load_n(dy + base + i, n));
                 acc += dz;
-                acc_xhat += dz * xhat;
+                acc_d += dz * d;
                 if (sizeof(T) == 4) store_n(dx + base + i, dz, n);  // kept for the second look
             });
             total += sum(acc);
-            total_xhat += sum(acc_xhat);
+            total_d += sum(acc_d);
         }
-        args.sum_dz[sample * fwd.shape.channels + channel] = static_cast<float>(total);
-        args.sum_dz_xhat[sample * fwd.shape.channels + channel] = static_cast<float>(total_xhat);
+        args.sum_dz[channel] = static_cast<float>(total);
+        args.sum_dz_xhat[channel] = static_cast<float>(total_d * rstd);
         group_dz += gamma * total;
-        group_dz_xhat += gamma * total_xhat;
+        group_dz_d += gamma * total_d;
     }
 
-    const double size = static_cast<double>(channels * pixels);
-    const auto mean_dz = static_cast<float>(group_dz / size * rstd);
-    const auto mean_dz_xhat = static_cast<float>(group_dz_xhat / size * rstd);
+    // dx = rstd (gamma' dz - mean(gamma' dz) - x_hat mean(gamma' dz x_hat)), with x_hat = d rstd
+    const double of_size = rstd / static_cast<double>(channels * pixels);
+    const auto constant = static_cast<float>(-group_dz * of_size);
+    const auto of_xhat = static_cast<float>(-group_dz_d * rstd * of_size);
     for (int64_t c = 0; c < channels; ++c) {
         const int64_t base = c * pixels;
-        const float gamma = affine.gamma[c], beta = affine.beta[c];
-        const float factor = gamma * rstd;
+        const float beta = affine.beta[c], a = affine.gamma[c] * rstd;
         for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
-            const f32v xhat = (load_n(x + base + i, n) - mean) * rstd;
+            const f32v d = load_n(x + base + i, n) - mean;
             const f32v dz = sizeof(T) == 4 ? load_n(dx + base + i, n)
-                                           : activation_backward<kSilu>(xhat * gamma + beta, load_n(dy + base + i, n));
-            store_n(dx + base + i, dz * factor - (mean_dz + xhat * mean_dz_xhat), n);
+                                           : activation_backward<kSilu>(d * a + beta, load_n(dy + base + i, n));
+            store_n(dx + base + i, dz * a + (d * rstd * of_xhat + constant), n);
         });
     }
 }

@@ -6,6 +6,8 @@
 // center turns out to be far from the mean (as a share of the spread) the block is read again with a better one. Blocks
 // are joined by Chan's formula in double: exact to float32's rounding whatever the mean. With the mean split into a
 // float and its remainder, x - mean loses nothing either.
+//
+// Both kernels work on d = x - mean with rstd folded into the coefficients: z = d a + beta', a = gamma' rstd.
 #pragma once
 
 #include "cpu/group_norm.h"
@@ -18,7 +20,7 @@ namespace DIFFKERN_ISA {
 template <class T>
 class Scratch {
  public:
-    explicit Scratch(int64_t size) : data_(new T[static_cast<unsigned long>(size > 0 ? size : 1)]) {
+    explicit Scratch(int64_t size) : data_(size > 0 ? new T[static_cast<unsigned long>(size)] : nullptr) {
     }
     ~Scratch() {
         delete[] data_;
@@ -127,11 +129,7 @@ DIFFKERN_INLINE f32v activate(f32v z) {
 // d act(z) / dz times dy
 template <bool kSilu>
 DIFFKERN_INLINE f32v activation_backward(f32v z, f32v dy) {
-    if (!kSilu) return dy;
-    // s + s z (1 - s) with 1 - s = exp(-z) s, which does not cancel where s is near 1.
-    const f32v e = exp_clamped(-z);
-    const f32v s = 1.0f / (1.0f + e);
-    return dy * (s * (z * (e * s) + 1.0f));
+    return kSilu ? dy * silu_derivative(z) : dy;
 }
 
 }  // namespace DIFFKERN_ISA

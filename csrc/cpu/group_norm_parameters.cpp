@@ -1,28 +1,50 @@
-// The gradients of group_norm's parameters from the two sums per (sample, channel) of its backward pass. N x C values:
-// plain C++, compiled once. Sums over the batch are in double and in order.
-#include "cpu/group_norm.h"
+// The gradients of group_norm's parameters from the two sums per (sample, channel) of its backward pass: N x C values,
+// so on one thread. Sums over the batch are in double and in order.
+#include "cpu/group_norm_math.h"
 
 namespace diffkern {
+namespace DIFFKERN_ISA {
 
-void group_norm_parameter_gradients(const GroupNormBackwardArgs& args, const GroupNormParameterGradients& grads) {
-    const GroupNormArgs& fwd = args.forward;
-    const int64_t samples = fwd.shape.samples, channels = fwd.shape.channels;
-    for (int64_t c = 0; c < channels; ++c) {
-        double weight = 0, bias = 0;
-        for (int64_t n = 0; n < samples; ++n) {
-            const float dz = args.sum_dz[n * channels + c], dz_xhat = args.sum_dz_xhat[n * channels + c];
-            const double factor = 1.0 + read(fwd.scale, n, c, 0.0f);
-            weight += factor * dz_xhat;
-            bias += factor * dz;
-            if (grads.scale) {
-                grads.scale[n * channels + c] =
-                    read(fwd.weight, n, c, 1.0f) * dz_xhat + read(fwd.bias, n, c, 0.0f) * dz;
-            }
-            if (grads.shift) grads.shift[n * channels + c] = dz;
+constexpr int64_t kColumns = 64;
+
+// Channels first .. first + count, count <= kColumns.
+static void columns(const GroupNormParameterArgs& args, int64_t first, int64_t count) {
+    const GroupNormArgs& fwd = args.backward.forward;
+    const int64_t channels = fwd.shape.channels;
+    double weight[kColumns] = {}, bias[kColumns] = {};
+    float scale[kColumns], weights[kColumns], biases[kColumns];
+    if (args.scale) {
+        load_row(fwd.weight, 0, first, count, 1.0f, weights);
+        load_row(fwd.bias, 0, first, count, 0.0f, biases);
+    }
+    for (int64_t n = 0; n < fwd.shape.samples; ++n) {
+        const float* dz = args.backward.sum_dz + n * channels + first;
+        const float* dz_xhat = args.backward.sum_dz_xhat + n * channels + first;
+        load_row(fwd.scale, n, first, count, 0.0f, scale);
+        for (int64_t c = 0; c < count; ++c) {
+            weight[c] += (1.0 + scale[c]) * dz_xhat[c];
+            bias[c] += (1.0 + scale[c]) * dz[c];
         }
-        if (grads.weight) grads.weight[c] = static_cast<float>(weight);
-        if (grads.bias) grads.bias[c] = static_cast<float>(bias);
+        if (args.scale) {
+            float* out = args.scale + n * channels + first;
+            for (int64_t c = 0; c < count; ++c) out[c] = weights[c] * dz_xhat[c] + biases[c] * dz[c];
+        }
+        if (args.shift) {
+            float* out = args.shift + n * channels + first;
+            for (int64_t c = 0; c < count; ++c) out[c] = dz[c];
+        }
+    }
+    for (int64_t c = 0; c < count; ++c) {
+        if (args.weight) args.weight[first + c] = static_cast<float>(weight[c]);
+        if (args.bias) args.bias[first + c] = static_cast<float>(bias[c]);
     }
 }
 
+void group_norm_parameter_gradients(const GroupNormParameterArgs& args) {
+    const int64_t channels = args.backward.forward.shape.channels;
+    for (int64_t first = 0; first < channels; first += kColumns)
+        columns(args, first, channels - first < kColumns ? channels - first : kColumns);
+}
+
+}  // namespace DIFFKERN_ISA
 }  // namespace diffkern

@@ -18,6 +18,18 @@ DIFFKERN_INLINE f32v at_most(f32v v, float limit) {
 DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
     return reinterpret_cast<f32v>(_mm512_max_ps(reinterpret_cast<Register>(v), _mm512_set1_ps(limit)));
 }
+// To the nearest integer, ties to even.
+DIFFKERN_INLINE f32v round(f32v v) {
+    return reinterpret_cast<f32v>(_mm512_roundscale_ps(reinterpret_cast<Register>(v), 0x08));
+}
+// v where |v| <= 1/2, else 1/2 with v's sign (a NaN gives 1/2).
+DIFFKERN_INLINE f32v within_half(f32v v) {
+    return reinterpret_cast<f32v>(_mm512_range_ps(reinterpret_cast<Register>(v), _mm512_set1_ps(0.5f), 0x2));
+}
+// v * 2^n for whole n, right to 0 and inf.
+DIFFKERN_INLINE f32v times_power_of_two(f32v v, f32v n) {
+    return reinterpret_cast<f32v>(_mm512_scalef_ps(reinterpret_cast<Register>(v), reinterpret_cast<Register>(n)));
+}
 DIFFKERN_INLINE bool any(i32v condition) {
     const __m512i bits = reinterpret_cast<__m512i>(condition);
     return _mm512_test_epi32_mask(bits, bits) != 0;

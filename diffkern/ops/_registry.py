@@ -26,6 +26,7 @@ from diffkern import backends
 
 LIBRARY = torch.library.Library("diffkern", "DEF")
 OPS: dict[str, Op] = {}
+_explaining = 0  # how many calls of `explain` are under way
 
 
 class Op:
@@ -117,6 +118,17 @@ class _Backend(NamedTuple):
     unsupported: Callable[..., str | None]
 
 
+def in_plain_eager_mode() -> bool:
+    """Whether nobody is looking on: no tracing, no mode, no transform of torch.func and no `explain`."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or _explaining
+    )
+
+
 def _road(args: Sequence[Any]) -> str:
     """Which way a call goes: "direct", "autograd", "functorch" or "dispatcher"."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
@@ -127,6 +139,8 @@ def _road(args: Sequence[Any]) -> str:
     for arg in args:
         kind = type(arg)
         if kind is torch.Tensor or kind is Parameter:
+            if arg.is_neg():  # a view that negates when read, as of a conjugate's imaginary part: torch resolves it
+                return "dispatcher"
             wants_grad = wants_grad or arg.requires_grad
         elif isinstance(arg, torch.Tensor):
             return "dispatcher"
@@ -205,6 +219,7 @@ def explain(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
 
 def _arguments_of(op: Op, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
     """The schema's arguments that the public function makes of a call, without running it."""
+    global _explaining
     run, thread = op.run, threading.get_ident()
 
     def stop(*arguments: Any) -> Any:
@@ -215,12 +230,14 @@ def _arguments_of(op: Op, function: Callable[..., Any], args: Sequence[Any], kwa
     generator = kwargs.get("generator")
     state = generator.get_state() if isinstance(generator, torch.Generator) else None
     op.run = stop  # type: ignore[method-assign]
+    _explaining += 1
     try:
         with torch.no_grad():
             function(*args, **kwargs)
     except _CalledWith as called:
         return called.arguments
     finally:
+        _explaining -= 1
         op.run = run  # type: ignore[method-assign]
         if isinstance(generator, torch.Generator) and state is not None:
             generator.set_state(state)

@@ -10,6 +10,8 @@ from torch import Tensor
 from diffkern.ops._checks import check_floating, check_like
 from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._registry import Op
+from diffkern.ops.group_norm import eager
+from diffkern.ops.group_norm.backward import group_norm_backward, statistics_dtype
 
 
 def group_norm(
@@ -37,6 +39,10 @@ def group_norm(
     Gradients flow to x, weight, bias, scale and shift (derivation: docs/group_norm.md); NaN or Inf in one sample stays
     in that sample, in y and in the gradient of x. Raises ValueError or TypeError naming the argument.
     """
+    if activation is None or activation == "silu":
+        y = eager.group_norm(x, num_groups, weight, bias, eps, scale, shift, activation is not None)
+        if y is not None:
+            return y
     check_floating("x", x, min_rank=2)
     channels = x.shape[1]
     if not isinstance(num_groups, int) or isinstance(num_groups, bool) or num_groups < 1 or channels % num_groups:
@@ -79,10 +85,6 @@ def _per_sample(name: str, value: Tensor, x: Tensor) -> Tensor:
     return value
 
 
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _fake(
     x: Tensor,
     num_groups: int,
@@ -105,39 +107,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, dy: Tensor, dmean: Tensor | None, drstd: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
-    dx, dweight, dbias, dscale, dshift = BACKWARD(
+    dx, dweight, dbias, dscale, dshift = group_norm_backward(
         dy, x, weight, bias, scale, shift, mean, rstd, ctx.num_groups, ctx.silu
     )
-    return (
-        dx,
-        None,
-        dweight if weight is not None else None,
-        dbias if bias is not None else None,
-        None,
-        dscale if scale is not None else None,
-        dshift if shift is not None else None,
-        None,
-    )
-
-
-def empty_like_or_none(x: Tensor, parameter: Tensor | None) -> Tensor:
-    """Room for a parameter's gradient: contiguous, or empty where there is no such parameter."""
-    return x.new_empty(0) if parameter is None else torch.empty(parameter.shape, dtype=parameter.dtype, device=x.device)
-
-
-def _fake_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    num_groups: int,
-    silu: bool,
-) -> tuple[Tensor, ...]:
-    return (empty_like_layout(x), *(empty_like_or_none(x, p) for p in (weight, bias, scale, shift)))
+    return dx, None, dweight, dbias, None, dscale, dshift, None
 
 
 OP = Op(
@@ -147,10 +120,4 @@ OP = Op(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
-)
-BACKWARD = Op(
-    "group_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor mean, "
-    "Tensor rstd, int num_groups, bool silu) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    package=__package__,
-    fake=_fake_backward,
 )

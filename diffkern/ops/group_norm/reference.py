@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkern.ops._layout import dense, in_layout_of
-from diffkern.ops.group_norm.op import empty_like_or_none, statistics_dtype
+from diffkern.ops.group_norm.backward import empty_like_or_none, statistics_dtype
 
 
 def group_norm(

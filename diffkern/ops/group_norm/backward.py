@@ -1,0 +1,60 @@
+"""The backward pass of group_norm, an op of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._registry import Op
+
+
+def group_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    silu: bool,
+) -> tuple[Tensor | None, ...]:
+    """dx and the gradients of weight, bias, scale and shift, None for an absent parameter (docs/group_norm.md)."""
+    grads = BACKWARD(dy, x, weight, bias, scale, shift, mean, rstd, num_groups, silu)
+    return grads[0], *(
+        None if p is None else grad for p, grad in zip((weight, bias, scale, shift), grads[1:], strict=True)
+    )
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def empty_like_or_none(x: Tensor, parameter: Tensor | None) -> Tensor:
+    """Room for a parameter's gradient: contiguous, or empty where there is no such parameter."""
+    return x.new_empty(0) if parameter is None else torch.empty(parameter.shape, dtype=parameter.dtype, device=x.device)
+
+
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    silu: bool,
+) -> tuple[Tensor, ...]:
+    return (empty_like_layout(x), *(empty_like_or_none(x, p) for p in (weight, bias, scale, shift)))
+
+
+BACKWARD = Op(
+    "group_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor mean, "
+    "Tensor rstd, int num_groups, bool silu) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    package=__package__,
+    fake=_fake_backward,
+)
