@@ -31,8 +31,9 @@ class SampleCommand:
     """How many images."""
     labels: tuple[int, ...] = ()
     """Classes, taken in turn; by default all of them."""
-    solver: Literal["ddim", "ddpm"] = "ddim"
-    """ddpm is the full ancestral sampler if --steps is the process's own number."""
+    solver: Literal["ddim", "ddpm", "dpmpp_2m"] = "ddim"
+    """ddpm is the full ancestral sampler if --steps is the process's own number; dpmpp_2m, DPM-Solver++(2M), is of
+    second order and made for few steps."""
     steps: int = 50
     """Network evaluations per image."""
     guidance: float | None = None

@@ -21,20 +21,43 @@ def run(
     *,
     keep_states: bool,
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Yield (row, x before, model output, x after) for every row of `program`, starting from x (N, C, H, W).
+    """Yield (row, x before, model output, x after) for every row of `program`, starting from x (N, C, H, W), dense.
 
+    Row 0 calls the network on x; a program that scales the network's input says what the later rows call it on.
     `first` is the number of the first image, by which its noise is found. With `keep_states` every x is a tensor of
     its own; without, two buffers take turns and an x lasts until the row after next. x itself is not written.
+
+    Raises ValueError for a program with a row that does not call the network.
     """
+    if not program.calls_network.all():
+        raise ValueError("program has a row that does not call the network; the engine takes none")
     buffers: list[Tensor | None] = [None, None] if keep_states else [torch.empty_like(x), torch.empty_like(x)]
+    slots = _empty_slots(program, x)
+    x_in = x
     for row in range(program.num_rows):
-        output = network(x, row)
-        x_next = solver_step(
-            x, output, program, row, guidance_scale=guidance_scale, seed=seed, samples=first, out=buffers[row % 2]
+        output = network(x_in, row)
+        step = solver_step(
+            x,
+            output,
+            program,
+            row,
+            slots=slots,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            samples=first,
+            out=buffers[row % 2],
         )
-        assert isinstance(x_next, Tensor)  # a pair only for programs that scale the network's input
+        x_next, x_in = (step, step) if isinstance(step, Tensor) else step
         yield row, x, output, x_next
         x = x_next
+
+
+def _empty_slots(program: StepProgram, x: Tensor) -> Tensor | None:
+    """Memory for what `program` remembers, (S, N, C, H, W), each slot in x's own order, so that kernels write in it."""
+    if program.num_slots == 0:
+        return None
+    shape, strides = (program.num_slots, *x.shape), (x.numel(), *x.stride())
+    return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
 
 
 def predicted_x0(x: Tensor, output: Tensor, program: StepProgram, row: int, guidance_scale: float | None) -> Tensor:

@@ -30,9 +30,9 @@ class Sampler:
     original process, y int64 (N,), and returns (N, C, H, W), or 2C channels where the process learns its variance. It
     is called in eval mode without gradients; x has the dtype of its weights, and its memory format.
 
-    - `solver`: "ddpm" or "ddim"; `steps`: how many of the process's T steps are made, an int, "ddimN" or sections
-      (`process.space_timesteps`), None for all; `eta` in [0, 1]: DDIM's noise; `clip`: the range that x0 is held in,
-      or None.
+    - `solver`: "ddpm", "ddim" or "dpmpp_2m" (DPM-Solver++(2M)); `steps`: how many of the process's T steps are made,
+      an int, "ddimN" or sections (`process.space_timesteps`), None for all; `eta` in [0, 1]: DDIM's noise; `clip`: the
+      range that x0 is held in, or None.
     - `guidance_scale` w: classifier-free guidance, u + w·(c − u) of the outputs without and with the label (Ho &
       Salimans 2022, arXiv 2207.12598, with w there one less). It doubles the model's batch, [uncond; cond]; 1 is the
       plain conditional output and does not. `null_label` is the label that means none: `model.num_classes` unless

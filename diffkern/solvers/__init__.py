@@ -2,6 +2,7 @@
 
 from diffkern.solvers.ddim import ddim as ddim
 from diffkern.solvers.ddpm import ddpm as ddpm
+from diffkern.solvers.dpmpp_2m import dpmpp_2m as dpmpp_2m
 from diffkern.solvers.program import StepProgram as StepProgram
 from diffkern.solvers.program import columns as columns
 from diffkern.solvers.program import step_program as step_program

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from diffkern.process import GaussianProcess
 from diffkern.solvers.ddim import ddim
 from diffkern.solvers.ddpm import ddpm
+from diffkern.solvers.dpmpp_2m import dpmpp_2m
 from diffkern.solvers.program import StepProgram
 
-SOLVERS = ("ddpm", "ddim")
+SOLVERS = ("ddpm", "ddim", "dpmpp_2m")
 
 
 def build(
@@ -20,7 +21,7 @@ def build(
     clip: tuple[float, float] | None = (-1.0, 1.0),
     eta: float = 0.0,
 ) -> StepProgram:
-    """The program of the solver called `name`, "ddpm" or "ddim", in `steps` of the process's steps (None: all).
+    """The program of the solver called `name`, one of SOLVERS, in `steps` of the process's steps (None: all).
 
     `steps` is an int S (evenly spaced), or sections or "ddimN" as `process.space_timesteps` reads them. x0 is clipped
     to `clip`. `eta` belongs to "ddim".
@@ -34,4 +35,6 @@ def build(
         return ddim(process, clip=clip, eta=eta)
     if eta != 0:
         raise ValueError(f"eta is {eta}; the solver {name!r} takes none")
+    if name == "dpmpp_2m":
+        return dpmpp_2m(process, clip=clip)
     return ddpm(process, clip=clip)

@@ -68,6 +68,10 @@ def test_train_resume_and_sample_digits(tmp_path, capsys):
     checkpoint = str(list_checkpoints(run)[0])
     assert main(["sample", checkpoint, "--n", "1", "--steps", "50", "--solver", "ddpm", "--weights", "model",
                  "--output", str(tmp_path / "d")]) == 0  # fmt: skip
+    assert main([*sample, "--solver", "dpmpp_2m", "--output", str(tmp_path / "e")]) == 0
+    with np.load(tmp_path / "e.npz") as multistep, np.load(tmp_path / "c.npz") as ddim:
+        assert multistep["arr_0"].shape == ddim["arr_0"].shape
+        assert (multistep["arr_0"] != ddim["arr_0"]).any()
 
 
 def test_train_on_a_folder_without_labels_and_sample(tmp_path, capsys):

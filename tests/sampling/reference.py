@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,11 @@ from diffkern.process import GaussianProcess
 
 def x_T(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
     return philox_normal((n, *shape), seed, stream=1).double()
+
+
+def half_log_snr(abar: float) -> float:
+    """λ = log(√ᾱ/√(1−ᾱ))."""
+    return 0.5 * math.log(abar / (1 - abar))
 
 
 def sample(
@@ -27,6 +33,7 @@ def sample(
 ) -> list[tuple[Tensor, Tensor]]:
     """(x, x0) after each step; output(x, t) takes a timestep of the original process."""
     states = []
+    before: tuple[Tensor, float] | None = None  # x0 and λ of the step before
     table = {name: value.tolist() for name, value in vars(process).items() if hasattr(value, "tolist")}
     for row, t in enumerate(reversed(range(process.num_timesteps))):
         abar, abar_prev = table["alphas_cumprod"][t], table["alphas_cumprod_prev"][t]
@@ -43,6 +50,17 @@ def sample(
             eps = (x - abar**0.5 * x0) / (1 - abar) ** 0.5
             sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)) ** 0.5
             x = abar_prev**0.5 * x0 + max(1 - abar_prev - sigma**2, 0) ** 0.5 * eps + sigma * noise
+        elif solver == "dpmpp_2m":
+            data, here = x0, half_log_snr(abar)
+            if t == 0:  # e^−h = 0
+                x = x0
+            else:
+                h = half_log_snr(abar_prev) - here
+                if before is not None:
+                    r = (here - before[1]) / h
+                    data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before[0]
+                x = ((1 - abar_prev) / (1 - abar)) ** 0.5 * x - abar_prev**0.5 * (math.exp(-h) - 1) * data
+            before = x0, here
         else:
             mean = table["posterior_mean_coef1"][t] * x0 + table["posterior_mean_coef2"][t] * x
             if process.variance == "learned_range":

@@ -6,6 +6,7 @@ from torch import nn
 
 from diffkern.process import GaussianProcess, cosine_betas, linear_betas
 from diffkern.sampling import Sampler
+from diffkern.solvers import SOLVERS
 from tests.golden_data import error, load
 from tests.sampling import reference
 from tests.sampling.networks import CLASSES, Conditional, Unconditional
@@ -20,7 +21,7 @@ def make_process(prediction="eps", variance="fixed_small"):
 
 
 @pytest.mark.parametrize("clip", [(-1, 1), None])
-@pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddpm", 0.0)])
+@pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddpm", 0.0), ("dpmpp_2m", 0.0)])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 def test_images_are_those_of_the_papers_recurrence(variance, prediction, solver, eta, clip):
@@ -47,7 +48,7 @@ def test_images_are_those_of_the_papers_recurrence(variance, prediction, solver,
     torch.testing.assert_close(sampler.sample(3, seed=7), states[-1][1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddpm"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("learned", [False, True])
 def test_guidance_is_that_of_the_papers_recurrence(learned, solver):
     process = make_process(variance="learned_range" if learned else "fixed_small")
@@ -103,7 +104,7 @@ def test_the_model_is_given_timesteps_of_the_original_process():
     assert [t.tolist() for t in times] == [[98, 98], [48, 48], [0, 0]]
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddpm"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_an_image_depends_on_its_number_alone(solver):
     """Bitwise, since the stub is elementwise: whatever n, batch_size and the other images' labels are."""
     model = Conditional(learned=True)
@@ -146,7 +147,7 @@ def test_a_function_may_be_the_model():
     assert torch.equal(labelled.sample(2, labels=torch.tensor([100, 3])), images)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddpm"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_image_to_image(solver):
     process = make_process()
     model = Unconditional()
@@ -249,16 +250,17 @@ def test_weights_say_dtype_and_memory_format():
     torch.testing.assert_close(low, images, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("shape", [SHAPE, (3, 0, 4), (1, 1, 1)])
-def test_empty_batches_and_images(shape):
-    sampler = Sampler(Unconditional(), make_process(), shape, steps=3)
+def test_empty_batches_and_images(shape, solver):
+    sampler = Sampler(Unconditional(), make_process(), shape, solver=solver, steps=3)
     assert sampler.sample(0).shape == (0, *shape)
     assert sampler.sample(2).shape == (2, *shape)
 
 
 def test_beta_of_0_2_and_the_cosine_schedule_stay_finite():
     for betas, clip in itertools.product([linear_betas(1000, 1e-4, 0.2), cosine_betas(1000)], [(-1, 1), None]):
-        for solver in ("ddim", "ddpm"):
+        for solver in SOLVERS:
             sampler = Sampler(
                 lambda x, t: 0.5 * x, GaussianProcess(betas, "v"), (1, 2, 2), solver=solver, steps=20, clip=clip
             )

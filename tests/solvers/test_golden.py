@@ -1,4 +1,4 @@
-"""DDPM and DDIM programs against the numbers of guided-diffusion and diffusers."""
+"""Programs against the numbers of guided-diffusion and diffusers."""
 
 import functools
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from diffkern.process import GaussianProcess, make_betas
-from diffkern.solvers import build
+from diffkern.solvers import SOLVERS, build
 from tests.golden_data import error, load
-from tests.solvers.executor import execute
+from tests.solvers.executor import execute, new_slots
 from tests.stub_networks import net
 
 GUIDED = load("guided_gaussian")
@@ -99,7 +99,8 @@ def test_openai_loops(loop, solver):
             assert error(x, samples[kept.index(row)]) < 2e-5, row
 
 
-# diffusers' cases with the same semantics; DDIM clips and re-derives eps only with use_clipped_model_output.
+# diffusers' cases with the same semantics; DDIM clips and re-derives eps only with use_clipped_model_output, and
+# dynamic thresholding with a largest value of 1, as in dpmpp_2m_thresh, is clipping. (DPM-Solver++ has no clip_sample.)
 @pytest.mark.parametrize(
     "case",
     [
@@ -114,6 +115,8 @@ def test_openai_loops(loop, solver):
         "ddpm_custom_timesteps",
         "ddim_eta0_clipped_model_output",
         "ddim_v_zero_snr",
+        "dpmpp_2m",
+        "dpmpp_2m_thresh",
     ],
 )
 def test_diffusers_loops(case):
@@ -124,7 +127,9 @@ def test_diffusers_loops(case):
     process = GaussianProcess(DIFFUSERS[f"{case}/betas"], prediction, config.get("variance_type", "fixed_small")).keep(
         timesteps[::-1]
     )
-    program = build(case[:4], process, clip=(-1, 1) if config.get("clip_sample", True) else None)
+    solver = next(name for name in SOLVERS if case.startswith(name))
+    clips = config.get("thresholding", False) if solver == "dpmpp_2m" else config.get("clip_sample", True)
+    program = build(solver, process, clip=(-1, 1) if clips else None)
     assert program.times.tolist() == timesteps.tolist()
 
     network = functools.partial(net, **{k: DIFFUSERS.meta["stub"][k] for k in "abw"}, var=info["stub_var"])
@@ -132,8 +137,9 @@ def test_diffusers_loops(case):
     noise = np.zeros((program.num_rows, *x.shape))
     if info["n_draws"]:
         noise[: info["n_draws"]] = DIFFUSERS[f"{case}/noise"]
+    slots = new_slots(program, x)
     kept, samples = DIFFUSERS[f"{case}/kept"].tolist(), DIFFUSERS[f"{case}/x"]
     for row in range(program.num_rows):
-        x = execute(program, row, x, network(x, np.full(len(x), program.times[row])), noise[row]).x
+        x = execute(program, row, x, network(x, np.full(len(x), program.times[row])), noise[row], slots).x
         if row in kept:
             assert error(x, samples[kept.index(row)]) < 3e-5, row

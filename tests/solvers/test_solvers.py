@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffkern.process import GaussianProcess, cosine_betas, linear_betas
-from diffkern.solvers import build
-from tests.solvers.executor import execute
+from diffkern.solvers import SOLVERS, build
+from tests.solvers.executor import execute, new_slots
 
 PREDICTIONS = ["eps", "x0", "v"]
 
@@ -28,13 +28,15 @@ def output_of(process, x0, eps, t):
 
 @pytest.mark.parametrize("clip", [None, (-1, 1)])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_ddim_with_a_perfect_network_walks_along_the_marginal(prediction, clip):
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+def test_with_a_perfect_network_they_walk_along_the_marginal(solver, prediction, clip):
     """x_{t−1} = √ᾱ_{t−1}·x0 + √(1−ᾱ_{t−1})·ε with the same ε, and x0 itself at the end."""
     process = GaussianProcess(cosine_betas(1000), prediction).respace(20)
     x0, eps, x = states(process)
-    program = build("ddim", process, clip=clip)
+    program = build(solver, process, clip=clip)
+    slots = new_slots(program, x0)
     for t in reversed(range(20)):
-        step = execute(program, 19 - t, x[t], output_of(process, x0, eps, t), np.full_like(x0, 1e9))
+        step = execute(program, 19 - t, x[t], output_of(process, x0, eps, t), np.full_like(x0, 1e9), slots)
         np.testing.assert_allclose(step.x, x[t - 1] if t else x0, atol=1e-10)
         np.testing.assert_allclose(step.x0, x0, atol=1e-7)
 
@@ -68,15 +70,17 @@ def test_folding_changes_nothing(prediction, variance, eta, steps, seed):
     x, noise = rng.standard_normal((2, 1, 2, 3))
     output = rng.standard_normal((1, 4 if variance == "learned_range" else 2, 3))
     row = int(rng.integers(steps))
-    for solver in ("ddpm", "ddim"):
-        folded, apart = (
-            execute(build(solver, process, steps, clip=clip, eta=eta * (solver == "ddim")), row, x, output, noise)
-            for clip in (None, (-1e9, 1e9))
-        )
-        np.testing.assert_allclose(folded.x, apart.x, rtol=1e-9, atol=1e-9)
+    for solver in SOLVERS:
+        results = []
+        for clip in (None, (-1e9, 1e9)):
+            program = build(solver, process, steps, clip=clip, eta=eta * (solver == "ddim"))
+            slots = np.full((program.num_slots, *x.shape), 0.3)
+            results.append((execute(program, row, x, output, noise, slots).x, slots))
+        for folded, apart in zip(*results, strict=True):
+            np.testing.assert_allclose(folded, apart, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 def test_times_variance_and_the_last_row(solver, variance):
     process = GaussianProcess(linear_betas(1000), variance=variance)
@@ -100,16 +104,18 @@ def test_ddpm_variances():
     np.testing.assert_allclose(np.exp(learned.column("log_var_min"))[:-1], process.posterior_variance[:0:-1])
 
 
-def test_ddim_ignores_a_learned_variance():
+@pytest.mark.parametrize(("solver", "eta"), [("ddim", 1.0), ("dpmpp_2m", 0.0)])
+def test_a_learned_variance_is_ignored(solver, eta):
     process = GaussianProcess(linear_betas(100), variance="learned_range")
     x, output, noise = (np.random.default_rng(i).standard_normal((1, c, 3)) for i, c in enumerate((2, 4, 2)))
-    program, plain = build("ddim", process, eta=1), build("ddim", GaussianProcess(process.betas), eta=1)
+    program, plain = build(solver, process, eta=eta), build(solver, GaussianProcess(process.betas), eta=eta)
+    slots, plain_slots = new_slots(program, x), new_slots(plain, x)
     for row in range(100):
-        with_variance = execute(program, row, x, output, noise).x
-        np.testing.assert_array_equal(with_variance, execute(plain, row, x, output[:, :2], noise).x)
+        with_variance = execute(program, row, x, output, noise, slots).x
+        np.testing.assert_array_equal(with_variance, execute(plain, row, x, output[:, :2], noise, plain_slots).x)
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("clip", [None, (-1, 1)])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_beta_of_0_2_over_1000_steps(solver, clip, prediction):
@@ -117,16 +123,16 @@ def test_beta_of_0_2_over_1000_steps(solver, clip, prediction):
     process = GaussianProcess(linear_betas(1000, 1e-4, 0.2), prediction)
     program = build(solver, process, clip=clip)
     x0, eps, x = states(process)
-    state = x[-1]
+    state, slots = x[-1], new_slots(program, x0)
     for row in range(1000):
         t = 999 - row
         eps_now = (state - process.sqrt_alphas_cumprod[t] * x0) / process.sqrt_one_minus_alphas_cumprod[t]
-        state = execute(program, row, state, output_of(process, x0, eps_now, t), eps).x
+        state = execute(program, row, state, output_of(process, x0, eps_now, t), eps, slots).x
         assert np.isfinite(state).all()
     np.testing.assert_allclose(state, x0, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_zero_terminal_snr(solver):
     """A last β of 1: x0 and v predictions work, eps is refused with the reason."""
     betas = linear_betas(20)
@@ -137,10 +143,11 @@ def test_zero_terminal_snr(solver):
         build(solver, GaussianProcess(betas))
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_one_step(solver):
     program = build(solver, GaussianProcess(linear_betas(1000), "x0"), 1)
-    step = execute(program, 0, np.full((1, 1, 2), 3.0), np.full((1, 1, 2), 0.5), np.full((1, 1, 2), 9.0))
+    x, output, noise = (np.full((1, 1, 2), value) for value in (3.0, 0.5, 9.0))
+    step = execute(program, 0, x, output, noise, new_slots(program, x))
     np.testing.assert_array_equal(step.x, step.x0)
     np.testing.assert_array_equal(step.x, 0.5)
 
@@ -148,8 +155,9 @@ def test_one_step(solver):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"name": "euler"}, "solver is 'euler'; it may be one of 'ddpm', 'ddim'"),
+        ({"name": "euler"}, "solver is 'euler'; it may be one of 'ddpm', 'ddim', 'dpmpp_2m'"),
         ({"name": "ddpm", "eta": 0.5}, "eta is 0.5; the solver 'ddpm' takes none"),
+        ({"name": "dpmpp_2m", "eta": 0.5}, "eta is 0.5; the solver 'dpmpp_2m' takes none"),
         ({"eta": 1.5}, r"eta is 1.5; it must be in \[0, 1\]"),
         ({"eta": float("nan")}, "eta is nan"),
         ({"steps": 101}, r"steps is 101; it must be in \[1, 100\]"),

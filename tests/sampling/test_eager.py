@@ -1,0 +1,99 @@
+"""What the eager engine hands to `solver_step`: memory for what a solver remembers, and what the network sees."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffkern import backends
+from diffkern.ops.solver_step import native
+from diffkern.process import GaussianProcess, linear_betas
+from diffkern.sampling import Sampler, eager
+from diffkern.solvers import build, step_program
+from tests.ops.programs import MULTISTEP
+from tests.sampling.networks import Unconditional
+
+PROCESS = GaussianProcess(linear_betas(100))
+formats = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+
+
+def noise(shape, memory_format):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=memory_format)
+
+
+def images(program, x, network, **options):
+    """The states after each row, copied."""
+    arguments = {"seed": 0, "first": 0, "guidance_scale": None, "keep_states": False} | options
+    return [after.clone() for _, _, _, after in eager.run(network, program, x, **arguments)]
+
+
+@formats
+@pytest.mark.parametrize("keep_states", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 3, 4, 6), (2, 1, 4, 6), (2, 3, 1, 1)])
+@pytest.mark.parametrize("steps", [build("dpmpp_2m", PROCESS, 5), MULTISTEP], ids=["dpmpp_2m", "three slots"])
+def test_the_kernel_writes_in_place(steps, shape, keep_states, memory_format, monkeypatch):
+    """Slots and results lie in x's memory order, so that nothing is copied."""
+    if reason := backends.unavailable("native"):
+        pytest.skip(reason)
+    asked = []
+    writable = native._writable
+    monkeypatch.setattr(native, "_writable", lambda *args: asked.append(writable(*args)) or asked[-1])
+    with backends.use_backend("native"):
+        images(steps, noise(shape, memory_format), lambda x, row: x.clone(), keep_states=keep_states)
+    assert len(asked) == steps.num_rows * (steps.num_slots + (not keep_states))
+    assert all(asked)
+
+
+@formats
+def test_what_is_remembered_follows_the_rows(memory_format):
+    """x' = x + m/2 + h0/4 + h1/8; row 0 writes x to slot 0 and m to slot 1, row 1 writes x to slot 0."""
+    x = noise((2, 3, 4, 6), memory_format)
+    table = step_program(
+        {
+            "c_x": [1, 1, 1],
+            "c_m": [1 / 2, 1 / 2, 1 / 2],
+            "c_h0": [0, 1 / 4, 1 / 4],
+            "c_h1": [0, 1 / 8, 1 / 8],
+            "g0_x": [1, 1, 0],
+            "g1_m": [1, 0, 0],
+        },
+        [2, 1, 0],
+        num_slots=2,
+        writes=[[0, 1], [0, -1], [-1, -1]],
+    )
+    first = x + torch.tanh(x) / 2
+    second = first + torch.tanh(first) / 2 + x / 4 + torch.tanh(x) / 8
+    third = second + torch.tanh(second) / 2 + first / 4 + torch.tanh(x) / 8
+    states = images(table, x, lambda x, row: torch.tanh(x))
+    for state, expected in zip(states, [first, second, third], strict=True):
+        torch.testing.assert_close(state, expected)
+
+
+def test_slots_that_nobody_has_written_are_not_read():
+    """torch.empty gives NaN here."""
+    sampler = Sampler(Unconditional(), PROCESS, (3, 4, 6), solver="dpmpp_2m", steps=5)
+    expected = sampler.sample(3, batch_size=2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty_strided((1,), (1,)).isnan()
+        assert torch.equal(sampler.sample(3, batch_size=2), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@formats
+def test_the_network_sees_the_scaled_state(memory_format):
+    x = noise((2, 3, 4, 6), memory_format)
+    scale = np.array([0.5, 0.25, 1.0])
+    table = step_program({"c_x": np.ones(3), "c_m": np.full(3, 0.1), "s": scale}, np.arange(3))
+    seen = []
+    states = images(table, x, lambda x_in, row: seen.append(x_in.clone()) or torch.tanh(x_in))
+    for row, x_in in enumerate(seen):
+        torch.testing.assert_close(x_in, states[row - 1] * scale[row - 1] if row else x)
+        torch.testing.assert_close(states[row], (states[row - 1] if row else x) + 0.1 * torch.tanh(x_in))
+
+
+def test_a_row_that_calls_no_network_is_refused():
+    table = step_program({"c_x": [1, 1]}, [1, 0], calls_network=[True, False])
+    with pytest.raises(ValueError, match="a row that does not call the network"):
+        images(table, torch.zeros(1, 1, 2, 2), lambda x, row: x)
