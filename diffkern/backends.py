@@ -60,7 +60,6 @@ def _load_native() -> tuple[ModuleType | None, str]:
         recorded = Path(__file__).with_name("_build_failure.txt")
         return None, recorded.read_text().strip() if recorded.exists() else f"diffkern._cpu does not import: {error}"
     module.set_parallel(_openmp_entry())
-    module.sees_tensors = module.use_torch(torch)
     return module, ""
 
 
@@ -82,12 +81,18 @@ def native_module() -> ModuleType:
     return module
 
 
-def eager_native() -> ModuleType | None:
-    """The C++ module if it sees tensors itself and no other backend is asked for; for calls where Python is the cost."""
-    if _forced is not None and _forced != "native":
-        return None
+@functools.cache
+def _load_eager() -> ModuleType | None:
     module = _load_native()[0]
-    return module if module is not None and module.sees_tensors else None
+    return module if module is not None and module.use_torch(torch) else None
+
+
+def eager_native() -> ModuleType | None:
+    """The C++ module if it can look into torch's tensors itself and no other backend is asked for.
+
+    For calls of which Python would be the larger part.
+    """
+    return _load_eager() if _forced is None or _forced == "native" else None
 
 
 def unavailable(name: str) -> str | None:

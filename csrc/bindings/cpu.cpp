@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
+#include "cpu/mt19937.h"
 #include "cpu/parallel.h"
 
 namespace py = pybind11;
@@ -28,6 +30,16 @@ PYBIND11_MODULE(_cpu, m) {
         "set_parallel", [](std::uintptr_t address) { set_parallel(reinterpret_cast<ParallelFn>(address)); },
         py::arg("address"), "The address of GOMP_parallel in the OpenMP runtime that torch uses; 0 runs serially.");
     m.def("has_parallel", &has_parallel);
+    m.def(
+        "advise_huge_pages",
+        [](std::uintptr_t address, int64_t bytes) { advise_huge_pages(reinterpret_cast<void*>(address), bytes); },
+        py::arg("address"), py::arg("bytes"), "For a large output that is about to be written whole.");
+    m.attr("torch_generator_bytes") = kTorchGeneratorBytes;
+    m.def(
+        "advance_torch_generator",
+        [](std::uintptr_t state, int64_t count) { advance_torch_generator(reinterpret_cast<char*>(state), count); },
+        py::arg("state"), py::arg("count"), py::call_guard<py::gil_scoped_release>(),
+        "Moves the bytes of torch.Generator.get_state() at an address past `count` 32-bit numbers.");
     bind_philox(m);
     bind_q_sample(m);
     bind_solver_step(m);

@@ -6,6 +6,7 @@
 
 #include "bindings/tensor.h"
 #include "cpu/group_norm.h"
+#include "cpu/huge_pages.h"
 
 namespace diffkern {
 namespace {
@@ -78,11 +79,11 @@ py::object forward(const py::handle& x, const py::handle& num_groups, const py::
         return py::none();
     }
     py::object y = empty_like(x), statistics;
-    const auto y_view = view_of(y);
+    const auto y_view = view_of_new(y);
     if (!y_view) return py::none();
     if (grad_enabled && any_requires_grad({x, weight, bias, scale, shift})) {
         statistics = empty_float32(py::make_tuple(2, shape->samples, args.num_groups));
-        args.mean = reinterpret_cast<float*>(view_of(statistics)->data);
+        args.mean = reinterpret_cast<float*>(view_of_new(statistics)->data);
         args.rstd = args.mean + shape->samples * args.num_groups;
     }
     args.dtype = view->dtype;
@@ -92,6 +93,7 @@ py::object forward(const py::handle& x, const py::handle& num_groups, const py::
     args.num_threads = threads_for(*view, num_threads);
     {
         py::gil_scoped_release release;
+        advise_huge_pages(args.y, view->numel() * size_of(args.dtype));
         group_norm(args);
     }
     return statistics ? py::object(py::make_tuple(y, statistics)) : y;
@@ -106,7 +108,7 @@ struct Gradient {
 bool make_gradient(const py::handle& parameter, bool wanted, Gradient& out) {
     if (parameter.is_none() || !wanted) return true;
     out.tensor = empty_like(parameter);
-    const auto view = view_of(out.tensor);
+    const auto view = view_of_new(out.tensor);
     if (!view || view->dtype != DType::f32 || !view->contiguous()) return false;
     out.data = reinterpret_cast<float*>(view->data);
     return true;
@@ -115,14 +117,14 @@ bool make_gradient(const py::handle& parameter, bool wanted, Gradient& out) {
 py::object backward(const py::handle& dy, const py::handle& x, const py::handle& weight, const py::handle& bias,
                     const py::handle& scale, const py::handle& shift, const py::handle& statistics,
                     const py::handle& num_groups, bool silu, const py::tuple& wanted, int num_threads) {
-    const auto view = view_of(x), dy_view = view_of(dy), statistics_view = view_of(statistics);
+    const auto view = view_of(x), dy_view = view_of(dy), statistics_view = view_of_new(statistics);
     if (!view || !dy_view || !statistics_view || dy_view->dtype != view->dtype) return py::none();
     const auto shape = plain_shape(*view);
     GroupNormArgs args{};
     if (!shape || !read_parameters(*view, weight, bias, scale, shift, args)) return py::none();
     if (!(shape->channels_last ? dy_view->channels_last() : dy_view->contiguous())) return py::none();
     py::object dx = empty_like(x);
-    const auto dx_view = view_of(dx);
+    const auto dx_view = view_of_new(dx);
     Gradient gradients[4];
     const py::handle parameters[4] = {weight, bias, scale, shift};
     for (int i = 0; i < 4; ++i)
@@ -142,6 +144,7 @@ py::object backward(const py::handle& dy, const py::handle& x, const py::handle&
         const int64_t rows = shape->samples * shape->channels;
         const std::unique_ptr<float[]> sums(new float[static_cast<unsigned long>(2 * rows)]);
         const GroupNormBackwardArgs backward{args, dy_view->data, dx_view->data, sums.get(), sums.get() + rows};
+        advise_huge_pages(backward.dx, view->numel() * size_of(args.dtype));
         group_norm_backward(backward);
         group_norm_parameter_gradients(
             {backward, gradients[0].data, gradients[1].data, gradients[2].data, gradients[3].data});

@@ -9,7 +9,7 @@ namespace {
 struct Torch {
     PyObject *tensor_type = nullptr, *parameter_type = nullptr;
     PyObject *empty_like = nullptr, *empty = nullptr, *float32 = nullptr, *cpu = nullptr;
-    PyObject *requires_grad = nullptr, *empty_keywords = nullptr;
+    PyObject *requires_grad = nullptr, *is_neg = nullptr, *empty_keywords = nullptr;
     const dlpack::ExchangeApi* api = nullptr;
 };
 Torch g_torch;
@@ -34,6 +34,7 @@ bool use_torch(const py::object& torch) {
     g_torch.float32 = kept(torch.attr("float32"));
     g_torch.cpu = kept(torch.attr("device")("cpu"));
     g_torch.requires_grad = kept(py::str("requires_grad"));
+    g_torch.is_neg = kept(py::str("is_neg"));
     g_torch.empty_keywords = kept(py::make_tuple("dtype", "device"));
     g_torch.api = api;
     return true;
@@ -84,11 +85,18 @@ bool TensorView::channels_last() const {
 }
 
 std::optional<TensorView> view_of(const py::handle& tensor) {
+    const auto view = view_of_new(tensor);
+    // Negation that torch puts off until the values are read (a conjugate's imaginary part) is not in the memory.
+    if (view && owned(PyObject_CallMethodNoArgs(tensor.ptr(), g_torch.is_neg)).ptr() != Py_False) return {};
+    return view;
+}
+
+std::optional<TensorView> view_of_new(const py::handle& tensor) {
     auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
     if (g_torch.api == nullptr || (type != g_torch.tensor_type && type != g_torch.parameter_type)) return {};
     dlpack::Tensor t;
     if (g_torch.api->view(tensor.ptr(), &t) != 0) {
-        PyErr_Clear();  // a tensor that DLPack cannot show, sparse or lazily conjugated
+        PyErr_Clear();  // a tensor that DLPack cannot show, or one without memory
         return {};
     }
     const auto dtype = floating(t.dtype);

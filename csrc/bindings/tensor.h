@@ -30,6 +30,9 @@ struct TensorView {
 // The view of a torch.Tensor or Parameter (no subclass) in CPU memory with a floating dtype; nothing for all else.
 std::optional<TensorView> view_of(const py::handle& tensor);
 
+// The same for a tensor that was made here.
+std::optional<TensorView> view_of_new(const py::handle& tensor);
+
 // Whether autograd follows a tensor that `view_of` takes.
 bool requires_grad(const py::handle& tensor);
 

@@ -59,6 +59,22 @@ struct Chunks {
     }
 };
 
+// Runs fn(sample, first, end) over the chunks of all samples, several chunks a task: some sixteen tasks a thread are
+// enough to balance, and too few for their counter to cost anything.
+template <class Fn>
+inline void for_each_chunk(const SampleShape& shape, const Chunks& chunks, int num_threads, Fn fn) {
+    const int64_t total = shape.channels * shape.pixels, count = shape.samples * chunks.per_sample;
+    const int64_t of_task = count / (16 * static_cast<int64_t>(num_threads)) + 1;
+    auto body = [&](int64_t task) {
+        const int64_t last = (task + 1) * of_task < count ? (task + 1) * of_task : count;
+        for (int64_t i = task * of_task; i < last; ++i) {
+            const int64_t first = i % chunks.per_sample * chunks.size;
+            fn(i / chunks.per_sample, first, first + chunks.size < total ? first + chunks.size : total);
+        }
+    };
+    parallel_for((count + of_task - 1) / of_task, num_threads, body);
+}
+
 // Room for the noise of one chunk: on the stack as a rule, on the heap where channels last makes chunks large.
 template <class Real>
 class NoiseBuffer {

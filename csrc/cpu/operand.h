@@ -1,6 +1,5 @@
 // A tensor as a pointwise kernel sees it: N samples, each dense in the common memory order, a stride between samples
-// (0 for a broadcast sample), any storage type. The type is a run-time switch, not a template: the branch is the same
-// for a whole call, and the kernels wait for memory anyway.
+// (0 for a broadcast sample), any storage type.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +16,9 @@ struct Operand {
     explicit operator bool() const {
         return data != nullptr;
     }
+    bool absent_or(DType wanted) const {
+        return data == nullptr || dtype == wanted;
+    }
 };
 
 }  // namespace diffkern
@@ -27,7 +29,24 @@ struct Operand {
 namespace diffkern {
 namespace DIFFKERN_ISA {
 
-// Where one sample starts, with the conversion to and from the arithmetic's type (float or double).
+// Where one sample starts, with the conversion from the storage type to the arithmetic's (float or double). `Plain` is
+// for a call whose operands are all of that type; `Cursor` takes any storage type, for a branch at every access.
+template <class Real>
+struct Plain {
+    char* base;
+
+    Plain(const Operand& op, int64_t sample)
+        : base(op.data + (op.data ? sample * op.sample_stride * static_cast<int64_t>(sizeof(Real)) : 0)) {
+    }
+
+    DIFFKERN_INLINE Vec<Real> load(int64_t i, int n) const {
+        return load_n(reinterpret_cast<const Real*>(base) + i, n);
+    }
+    DIFFKERN_INLINE void store(int64_t i, Vec<Real> v, int n) const {
+        store_n(reinterpret_cast<Real*>(base) + i, v, n);
+    }
+};
+
 template <class Real>
 struct Cursor;
 
@@ -58,18 +77,8 @@ struct Cursor<float> {
 
 // float64 arithmetic takes float64 operands only; the Python side converts.
 template <>
-struct Cursor<double> {
-    char* base;
-
-    Cursor(const Operand& op, int64_t sample) : base(op.data + (op.data ? sample * op.sample_stride * 8 : 0)) {
-    }
-
-    DIFFKERN_INLINE f64v load(int64_t i, int n) const {
-        return load_n(reinterpret_cast<const double*>(base) + i, n);
-    }
-    DIFFKERN_INLINE void store(int64_t i, f64v v, int n) const {
-        store_n(reinterpret_cast<double*>(base) + i, v, n);
-    }
+struct Cursor<double> : Plain<double> {
+    using Plain<double>::Plain;
 };
 
 }  // namespace DIFFKERN_ISA

@@ -10,6 +10,8 @@
 // Every branch in the loop is the same for a whole sample.
 #include "cpu/solver_step.h"
 
+#include <initializer_list>
+
 namespace diffkern {
 namespace DIFFKERN_ISA {
 
@@ -35,7 +37,7 @@ struct Combination {
     }
 };
 
-template <class Real>
+template <class Real, class Access>
 class Row {
  public:
     Row(const SolverStepArgs& args, int64_t sample)
@@ -104,7 +106,7 @@ class Row {
             }
             V h[kMaxSlots];
             for (int k = 0; k < args_.num_slots; ++k)
-                if (reads_slot(k)) h[k] = Cursor<Real>(args_.slots[k], sample_).load(i, n);
+                if (reads_slot(k)) h[k] = Access(args_.slots[k], sample_).load(i, n);
 
             V acc = combine(state_, x, m, x0, h);
             V sigma = zero;
@@ -127,8 +129,8 @@ class Row {
                 if (c_v != 0) acc = acc + (args_.variance == Variance::fixed ? c_v * e : c_v * (sigma * sigma * e));
             }
             // Every load of this piece is done: out may be x, and a slot may be written where it was read.
-            if (slot0_ >= 0) Cursor<Real>(args_.slots[slot0_], sample_).store(i, combine(write0_, x, m, x0, h), n);
-            if (slot1_ >= 0) Cursor<Real>(args_.slots[slot1_], sample_).store(i, combine(write1_, x, m, x0, h), n);
+            if (slot0_ >= 0) Access(args_.slots[slot0_], sample_).store(i, combine(write0_, x, m, x0, h), n);
+            if (slot1_ >= 0) Access(args_.slots[slot1_], sample_).store(i, combine(write1_, x, m, x0, h), n);
             out_.store(i, acc, n);
             if (args_.x_in) x_in_.store(i, acc * input_scale, n);
         });
@@ -162,35 +164,35 @@ class Row {
     const double* c_;
     Combination<Real> state_, write0_, write1_;
     int64_t slot0_, slot1_;
-    Cursor<Real> x_, uncond_, cond_, var_, extra_, noise_, out_, x_in_;
+    Access x_, uncond_, cond_, var_, extra_, noise_, out_, x_in_;
     int64_t sample_;
 };
 
-template <class Real>
+template <class Real, class Access>
 static void run(const SolverStepArgs& args) {
     const Chunks chunks(args.shape);
-    const int64_t total = args.shape.channels * args.shape.pixels;
-    auto body = [&](int64_t task) {
-        const int64_t sample = task / chunks.per_sample;
-        const int64_t first = task % chunks.per_sample * chunks.size;
-        const int64_t end = first + chunks.size < total ? first + chunks.size : total;
-        const Row<Real> row(args, sample);
-        if (row.makes_noise()) {
-            NoiseBuffer<Real> noise(args.shape, chunks.size);
-            NoiseArgs source = args.source;
-            source.draws = args.row;
-            source.draw_per_sample = args.row_per_sample;
-            noise.fill(noise_stream(source, sample), first, end - first);
-            row.run(first, end, noise.values);
-        } else {
-            row.run(first, end, nullptr);
-        }
-    };
-    parallel_for(args.shape.samples * chunks.per_sample, args.num_threads, body);
+    NoiseArgs source = args.source;
+    source.draws = args.row;
+    source.draw_per_sample = args.row_per_sample;
+    for_each_chunk(args.shape, chunks, args.num_threads, [&](int64_t sample, int64_t first, int64_t end) {
+        const Row<Real, Access> row(args, sample);
+        if (!row.makes_noise()) return row.run(first, end, nullptr);
+        NoiseBuffer<Real> noise(args.shape, chunks.size);
+        noise.fill(noise_stream(source, sample), first, end - first);
+        row.run(first, end, noise.values);
+    });
+}
+
+static bool all_float32(const SolverStepArgs& args) {
+    bool all = args.out.dtype == DType::f32;
+    for (const Operand& operand : {args.x, args.uncond, args.cond, args.var, args.extra, args.noise, args.x_in})
+        all = all && operand.absent_or(DType::f32);
+    return all;  // slots are of x's type
 }
 
 void solver_step(const SolverStepArgs& args) {
-    args.out.dtype == DType::f64 ? run<double>(args) : run<float>(args);
+    if (args.out.dtype == DType::f64) return run<double, Plain<double>>(args);
+    all_float32(args) ? run<float, Plain<float>>(args) : run<float, Cursor<float>>(args);
 }
 
 }  // namespace DIFFKERN_ISA

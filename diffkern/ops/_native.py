@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkern.ops._layout import is_channels_last
+from diffkern.backends import native_module
+from diffkern.ops._layout import empty_like_layout, is_channels_last
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
@@ -54,6 +55,17 @@ def operand(x: Tensor) -> OperandTuple:
 def counter_source(seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> tuple[int, int, bool, int, bool, int]:
     """The bindings' `source`; the tensors are contiguous (see `contiguous_index`) and must outlive the call."""
     return seed.data_ptr(), draw.data_ptr(), draw.dim() > 0, samples.data_ptr(), samples.dim() > 0, stream
+
+
+def output_like(x: Tensor) -> Tensor:
+    """`empty_like_layout` for an output that a kernel is about to write whole."""
+    return about_to_write(empty_like_layout(x))
+
+
+def about_to_write(out: Tensor) -> Tensor:
+    """`out` itself, with huge pages asked for where it is large and fresh memory (csrc/cpu/huge_pages.h)."""
+    native_module().advise_huge_pages(out.data_ptr(), out.nbytes)
+    return out
 
 
 def num_threads(numel: int) -> int:

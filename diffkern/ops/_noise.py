@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffkern.ops._checks import check_device, check_like
+from diffkern.ops._torch_draws import normal_like
 
 
 class Noise(NamedTuple):
@@ -43,7 +44,7 @@ def resolve_noise(
         check_like("noise", noise, name, like)
         return Noise(noise, None, None, None)
     if generator is not None:
-        return Noise(torch.empty_like(like, requires_grad=False).normal_(generator=generator), None, None, None)
+        return Noise(normal_like(like, generator), None, None, None)
     check_stream(stream)
     return Noise(
         None,

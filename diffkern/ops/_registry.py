@@ -139,7 +139,8 @@ def _road(args: Sequence[Any]) -> str:
     for arg in args:
         kind = type(arg)
         if kind is torch.Tensor or kind is Parameter:
-            if arg.is_neg():  # a view that negates when read, as of a conjugate's imaginary part: torch resolves it
+            # A view that negates when read (a conjugate's imaginary part), and autograd's batched gradients.
+            if arg.is_neg() or torch._C._functorch.is_legacy_batchedtensor(arg):
                 return "dispatcher"
             wants_grad = wants_grad or arg.requires_grad
         elif isinstance(arg, torch.Tensor):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._native import DTYPE_CODES, cpu_only, num_threads, sample_shape
+from diffkern.ops._native import DTYPE_CODES, about_to_write, cpu_only, num_threads, sample_shape
 
 ParameterTuple = tuple[int, int, int, int]
 
@@ -24,7 +24,7 @@ def group_norm(
     samples, channels, pixels, channels_last = shape = sample_shape(x)
     if not channels_last:
         x = x.contiguous()
-    y = torch.empty_like(x)
+    y = about_to_write(torch.empty_like(x))
     mean = torch.empty(samples, num_groups, dtype=torch.float32)
     rstd = torch.empty(samples, num_groups, dtype=torch.float32)
     if samples * channels * pixels == 0:
@@ -68,7 +68,7 @@ def group_norm_backward(
         dy = dy.movedim(1, -1).contiguous()
     else:
         x, dy = x.contiguous(), dy.contiguous()
-    dx = torch.empty_like(x)
+    dx = about_to_write(torch.empty_like(x))
     grads = [_float32_like(weight, x), _float32_like(bias, x), _float32_like(scale, x), _float32_like(shift, x)]
     if samples * channels * pixels == 0:
         grads = [gradient.zero_() for gradient in grads]

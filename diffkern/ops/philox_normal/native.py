@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._native import counter_source, cpu_only, num_threads, operand, sample_dense, sample_shape
+from diffkern.ops._native import (
+    about_to_write,
+    counter_source,
+    cpu_only,
+    num_threads,
+    operand,
+    sample_dense,
+    sample_shape,
+)
 from diffkern.ops.philox_normal.op import empty_normals
 
 
@@ -24,6 +32,7 @@ def philox_normal(
     out = empty_normals(shape, seed, dtype, channels_last)
     if out.numel() == 0:
         return out
+    about_to_write(out)
     sizes = sample_shape(out)
     samples = samples.contiguous()
     native_module().philox_normal(

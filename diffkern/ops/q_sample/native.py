@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import empty_like_layout
-from diffkern.ops._native import counter_source, cpu_only, num_threads, operand, sample_dense, sample_shape
+from diffkern.ops._native import counter_source, cpu_only, num_threads, operand, output_like, sample_dense, sample_shape
 
 
 def q_sample(
@@ -22,8 +21,8 @@ def q_sample(
     stream: int,
     return_noise: bool,
 ) -> tuple[Tensor, Tensor]:
-    x_t = empty_like_layout(x0)
-    noise_out = empty_like_layout(x0) if return_noise else x0.new_empty(0)
+    x_t = output_like(x0)
+    noise_out = output_like(x0) if return_noise else x0.new_empty(0)
     shape = sample_shape(x0)
     channels_last = shape[3]
     double = torch.float64 if x0.dtype == torch.float64 else None

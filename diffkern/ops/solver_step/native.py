@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import empty_like_layout, is_channels_last
+from diffkern.ops._layout import is_channels_last
 from diffkern.ops._native import (
     OperandTuple,
     cpu_only,
     num_threads,
     operand,
+    output_like,
     sample_dense,
     sample_shape,
 )
@@ -64,13 +65,13 @@ def solver_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     operands = _Operands(x)
     read = [value for value in (x, model_output, extra, noise) if value is not None]
-    result = out if out is not None and _writable(out, x, read) else empty_like_layout(x)
-    x_in = empty_like_layout(x) if scales_input else x.new_empty(0)
+    result = out if out is not None and _writable(out, x, read) else output_like(x)
+    x_in = output_like(x) if scales_input else x.new_empty(0)
     # A slot is written where it is read: in place if the caller allows it, else in a copy.
     history = [] if slots is None else list(slots.unbind(0))
     in_place = slots is slots_out and all(_writable(h, x, read) for h in history)
     if not in_place:
-        history = [empty_like_layout(x).copy_(h) for h in history]
+        history = [output_like(x).copy_(h) for h in history]
     mean = model_output[:, : x.shape[1]] if variance else model_output
     var = model_output[model_output.shape[0] - x.shape[0] :, x.shape[1] :] if variance else None
     samples_in_x = x.shape[0]

@@ -1,0 +1,164 @@
+"""group_norm's short road gives what the general road gives, takes what it should and leaves the rest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffkern import backends
+from diffkern.ops import group_norm
+from diffkern.ops.group_norm import eager
+
+pytestmark = pytest.mark.skipif(backends.eager_native() is None, reason="the native module cannot see torch's tensors")
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Whether each call of group_norm was taken by the short road."""
+    answers = []
+    short = eager.group_norm
+
+    def watch(*args):
+        y = short(*args)
+        answers.append(y is not None)
+        return y
+
+    monkeypatch.setattr(eager, "group_norm", watch)
+    return answers
+
+
+def by_the_general_road(monkeypatch, function):
+    with monkeypatch.context() as patch:
+        patch.setattr(eager, "group_norm", lambda *args: None)
+        return function()
+
+
+def tensors(shape, dtype=torch.float32, memory_format=torch.contiguous_format, parameters=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    samples, channels = shape[:2]
+    x = torch.randn(shape, generator=generator).to(dtype)
+    if memory_format is not torch.contiguous_format:
+        x = x.contiguous(memory_format=memory_format)
+    weight, bias = (torch.randn(channels, generator=generator).to(parameters) for _ in range(2))
+    scale, shift = torch.randn(samples, 2 * channels, generator=generator).to(parameters).chunk(2, 1)
+    return [x, weight, bias, scale, shift]
+
+
+SHAPES = [((2, 8), torch.contiguous_format), ((3, 8, 5), torch.contiguous_format), ((2, 8, 5, 3), torch.channels_last)]
+SHAPES += [((2, 8, 5, 3), torch.contiguous_format), ((2, 8, 2, 3, 2), torch.channels_last_3d), ((1, 8, 1, 1), None)]
+
+
+@pytest.mark.parametrize("with_scale", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "memory_format"), SHAPES, ids=str)
+def test_forward_and_backward_equal_the_general_road(monkeypatch, taken, shape, memory_format, dtype, with_scale):
+    values = tensors(shape, dtype, memory_format or torch.contiguous_format)
+    inputs = [v.detach().requires_grad_() for v in (values if with_scale else values[:3])]
+    keywords = dict(zip(("scale", "shift"), inputs[3:], strict=False))
+    dy = torch.randn_like(values[0])
+
+    def run():
+        y = group_norm(*inputs[:1], 4, *inputs[1:3], activation="silu", **keywords)
+        return [y.detach(), *torch.autograd.grad(y, inputs, dy)]
+
+    short = run()
+    general = by_the_general_road(monkeypatch, run)
+    assert taken == [True]
+    for a, b in zip(short, general, strict=True):
+        assert torch.equal(a, b)
+        assert a.dtype == b.dtype
+        assert a.stride() == b.stride() or (a.is_contiguous() and b.is_contiguous())
+
+
+def test_frozen_parameters_get_no_gradient(taken):
+    x, weight, bias, _, _ = tensors((2, 8, 4, 4))
+    weight.requires_grad_()
+    group_norm(x, 4, weight, bias, activation="silu").sum().backward()
+    assert weight.grad is not None
+    assert x.grad is None
+    assert bias.grad is None
+    assert taken == [True]
+
+
+def test_module_parameters_are_plain(taken):
+    module = torch.nn.GroupNorm(4, 8)
+    y = group_norm(torch.randn(2, 8, 4, 4), 4, module.weight, module.bias)
+    y.sum().backward()
+    assert module.bias.grad is not None
+    assert taken == [True]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x[:, ::2],
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:1].expand(2, -1, -1, -1),
+        lambda x: x.double(),
+        lambda x: x[:0],
+        lambda x: torch._neg_view(x),
+        lambda x: torch.complex(x, x).conj().imag,
+    ],
+    ids=["sliced", "permuted", "expanded", "float64", "empty", "negated", "imaginary part of a conjugate"],
+)
+def test_other_tensors_are_left_to_the_general_road(taken, make):
+    x = make(torch.randn(2, 8, 4, 4))
+    y = group_norm(x, 2, activation="silu")
+    assert taken == [False]
+    if x.numel():
+        expected = F.silu(F.group_norm(x.clone().double(), 2))
+        torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_unusual_gradients_take_the_general_road():
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    y = group_norm(x, 4, activation="silu")
+    expanded = torch.ones(()).expand(y.shape)
+    other_order = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    for dy in (expanded, other_order, torch._neg_view(other_order)):
+        (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+        reference = x.detach().double().requires_grad_()
+        (expected,) = torch.autograd.grad(F.silu(F.group_norm(reference, 4)), reference, dy.double())
+        torch.testing.assert_close(dx.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batched_gradients():
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    dys = torch.randn(3, 2, 8, 4, 4)
+    y = group_norm(x, 4, activation="silu")
+    (batched,) = torch.autograd.grad(y, x, dys, is_grads_batched=True, retain_graph=True)
+    single = torch.stack([torch.autograd.grad(y, x, dy, retain_graph=True)[0] for dy in dys])
+    torch.testing.assert_close(batched, single)
+
+
+def test_no_grad_and_inference_mode(taken):
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    with torch.no_grad():
+        assert not group_norm(x, 4).requires_grad
+    with torch.inference_mode():
+        assert group_norm(x, 4).is_inference()
+    assert taken == [True, True]
+
+
+def test_forced_backends(taken):
+    x = torch.randn(2, 8, 4, 4)
+    with backends.use_backend("reference"):
+        group_norm(x, 4)
+    with backends.use_backend("native"):
+        group_norm(x, 4)
+    assert taken == [False, True]
+
+
+def test_explain_runs_nothing():
+    x = torch.randn(2, 8, 4, 4)
+    assert backends.explain("group_norm", x, 4) == "group_norm: native"
+
+
+def test_changed_input_is_noticed():
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    doubled = x * 2
+    y = group_norm(doubled, 4, activation="silu")
+    doubled.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
