@@ -3,6 +3,7 @@
 #   make demo       train on real digits, draw samples to out/demo        make test       the tests (under 10 minutes)
 #   make install    set up only                                           make test-all   the slow ones too
 #   make bench      diffkern against eager PyTorch                        make lint       ruff, mypy, clang-format
+#   make docs       the documentation, into out/site
 #
 #   VENV=DIR        the virtual environment; VENV= (empty) uses the Python at hand with what it holds
 #   PYTHON=python3  the Python that makes the virtual environment
@@ -20,15 +21,17 @@ ifeq ($(strip $(VENV)),)
   CLANG_FORMAT := clang-format
   STATE := build/at-hand
   DEPENDENCIES :=
+  DOCS_TOOLS :=
 else
   PY := $(VENV)/bin/python
   CLANG_FORMAT := $(VENV)/bin/clang-format
   STATE := $(VENV)
   DEPENDENCIES := $(STATE)/dependencies.stamp
+  DOCS_TOOLS := $(STATE)/docs.stamp
 endif
 BUILT := $(STATE)/built.stamp
 
-.PHONY: install demo test test-all lint format bench clean
+.PHONY: install demo test test-all lint format bench docs clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -68,6 +71,13 @@ format: install
 bench: install
 	mkdir -p out
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=out/bench.json
+
+$(VENV)/docs.stamp: $(DEPENDENCIES)
+	PYTHONWARNINGS=ignore DIFFKERN_SKIP_NATIVE=1 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_TOOLS)
+	$(PY) -m mkdocs build --strict
 
 clean:
 	rm -rf build out diffkern/_cpu*.so diffkern/_build_failure.txt $(if $(strip $(VENV)),$(VENV)/*.stamp)

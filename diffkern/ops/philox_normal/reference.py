@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Which element, draw, sample and stream a counter stands for, and what its words become: docs/noise.md. A change of
+# either is another version, and another major version of the library.
+NOISE_LAYOUT_VERSION = 1
+
 M0, M1 = 0xD2511F53, 0xCD9E8D57
 W0, W1 = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
