@@ -16,6 +16,7 @@ void bind_philox(py::module_&);
 void bind_q_sample(py::module_&);
 void bind_solver_step(py::module_&);
 void bind_group_norm(py::module_&);
+void bind_diffusion_loss(py::module_&);
 }  // namespace diffkern
 
 PYBIND11_MODULE(_cpu, m) {
@@ -30,4 +31,5 @@ PYBIND11_MODULE(_cpu, m) {
     bind_q_sample(m);
     bind_solver_step(m);
     bind_group_norm(m);
+    bind_diffusion_loss(m);
 }
