@@ -40,6 +40,12 @@ def q_sample(x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor, noise: Tensor
     return signal[t].view(-1, 1, 1, 1) * x0 + sigma[t].view(-1, 1, 1, 1) * noise
 
 
+def diffusion_loss_and_grad(output: Tensor, noise: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The loss per sample against a stored ε, and the gradient of scale·Σ of it; output is a leaf."""
+    loss = F.mse_loss(output, noise, reduction="none").mean((1, 2, 3))
+    return loss, torch.autograd.grad(scale * loss.sum(), output)[0]
+
+
 class EagerGroupNorm(nn.GroupNorm):
     """diffkern.nn.GroupNorm's parameters and call, in torch's own operations."""
 

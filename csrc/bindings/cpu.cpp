@@ -20,6 +20,7 @@ void bind_solver_step(py::module_&);
 void bind_group_norm(py::module_&);
 void bind_group_norm_eager(py::module_&);
 void bind_tensor(py::module_&);
+void bind_diffusion_loss(py::module_&);
 }  // namespace diffkern
 
 PYBIND11_MODULE(_cpu, m) {
@@ -46,4 +47,5 @@ PYBIND11_MODULE(_cpu, m) {
     bind_group_norm(m);
     bind_group_norm_eager(m);
     bind_tensor(m);
+    bind_diffusion_loss(m);
 }

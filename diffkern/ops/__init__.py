@@ -1,5 +1,7 @@
 """The operations, each in a folder of its own: the public function, its reference and its kernels."""
 
+from diffkern.ops.diffusion_loss import diffusion_loss as diffusion_loss
+from diffkern.ops.diffusion_loss import diffusion_loss_and_grad as diffusion_loss_and_grad
 from diffkern.ops.group_norm import group_norm as group_norm
 from diffkern.ops.philox_normal import philox_normal as philox_normal
 from diffkern.ops.philox_uint32 import philox_uint32 as philox_uint32

@@ -1,4 +1,4 @@
-"""Gathers by an index whose values nobody has checked yet."""
+"""Gathers by an index whose values nobody has checked yet, and their gradient."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 
 import torch
 from torch import Tensor
+
+from diffkern.ops._layout import flat_samples
 
 
 def check_values(name: str, index: Tensor, size: int) -> None:
@@ -34,3 +36,13 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """(N,) or () to a shape that broadcasts over like's (N, C, …)."""
     return values.reshape(values.shape + (1,) * (like.dim() - values.dim())) if values.dim() else values
+
+
+def table_gradient(table: Tensor, t: Tensor, grad: Tensor, factor: Tensor) -> Tensor:
+    """The gradient of `table` where table[t]·factor was computed and `grad` arrives.
+
+    At each t the sum of <grad, factor> over its samples, in float64 and in the order of the samples.
+    """
+    products = flat_samples(grad.double() * factor.double()).sum(1)
+    members = t.unsqueeze(0) == torch.arange(table.shape[0], device=t.device).unsqueeze(1)
+    return torch.where(members, products, 0.0).sum(1).to(table.dtype)

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffkern.ops import philox_uint32, q_sample
+from diffkern.ops import diffusion_loss, philox_uint32, q_sample
 from diffkern.process import GaussianProcess
 
 # Streams of the noise layout: what is drawn in one never overlaps what is drawn in another.
@@ -52,19 +51,14 @@ class SimpleLoss:
         counter: dict[str, Any] = {"draw": draw, "samples": samples}
         words = philox_uint32((len(x0), 2), self.seed, **counter, stream=_TIMESTEP_STREAM, device=x0.device)
         t = (words[:, 0] * self.num_timesteps) >> 32
-        x_t, eps = q_sample(x0, t, *self.tables, seed=self.seed, **counter, stream=_EPS_STREAM, return_noise=True)
+        eps: dict[str, Any] = {"seed": self.seed, **counter, "stream": _EPS_STREAM}
+        x_t = q_sample(x0, t, self.tables.sqrt_alphas_cumprod, self.tables.sqrt_one_minus_alphas_cumprod, **eps)
         if self.null_label is None:
             output = model(x_t, self.times[t])
         else:
             output = model(x_t, self.times[t], labels.masked_fill(words[:, 1] < self.dropped_below, self.null_label))
         if output.shape != x0.shape:
             raise ValueError(f"the model's output is {tuple(output.shape)}, the images are {tuple(x0.shape)}")
-        return F.mse_loss(output.float(), self._target(x0, eps, t))
-
-    def _target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        if self.target == "eps":
-            return eps
-        if self.target == "x0":
-            return x0
-        alpha, sigma = (table[t].float().reshape(-1, 1, 1, 1) for table in self.tables)
-        return alpha * eps - sigma * x0
+        # ε is made again where the loss and its gradient read it. The gradient is left to autograd, which brings a loss
+        # scaler's factor with it: that must be in before a 16-bit output rounds.
+        return diffusion_loss(output, x0, t, self.tables, target=self.target, **eps).mean()

@@ -22,6 +22,28 @@ def q_sample(x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor, noise: Tensor
     return expand(signal[t].to(dtype), x0) * x0.to(dtype) + expand(sigma[t].to(dtype), x0) * noise.to(dtype)
 
 
+def diffusion_loss(
+    model_output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    signal: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    target: str,
+    weight: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """weight·mean((model_output − target)²) per sample."""
+    x0, noise = x0.to(dtype), noise.to(dtype)
+    if target == "v":
+        wanted = expand(signal[t].to(dtype), x0) * noise - expand(sigma[t].to(dtype), x0) * x0
+    else:
+        wanted = {"eps": noise, "x0": x0}[target]
+    squares = (model_output.to(dtype) - wanted).square()
+    loss = squares.reshape(len(t), squares[:1].numel() if len(t) else 1).mean(1)
+    return loss if weight is None else weight.to(dtype) * loss
+
+
 def group_norm(
     x: Tensor,
     num_groups: int,

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from diffkern.ops import group_norm, philox_normal, q_sample, solver_step
+from diffkern.ops import diffusion_loss, diffusion_loss_and_grad, group_norm, philox_normal, q_sample, solver_step
+from diffkern.process.gaussian import ProcessTables
 from tests.ops import programs
 from tests.ops.cases import assert_as_good_as_eager, in_layout, randn, same_bits
 from tests.ops.test_q_sample import SIGMA, SIGNAL
 
 SHAPE = (2, 4, 6, 5)
 T = torch.tensor([3, 700])
+TABLES = ProcessTables(SIGNAL, SIGMA)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +68,37 @@ def test_q_sample(backend, layout):
     check_gradients(lambda x0: q_sample(x0, T, SIGNAL, SIGMA, seed=5), leaf(*SHAPE, layout=layout))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_diffusion_loss(backend, layout):
+    output, x0, noise, weight = (
+        leaf(*SHAPE, layout=layout),
+        randn(*SHAPE, seed=1),
+        leaf(*SHAPE, seed=2),
+        leaf(2, seed=3),
+    )
+    signal = SIGNAL.clone().requires_grad_()
+    check_gradients(
+        lambda output, noise, weight: diffusion_loss(output, x0, T, TABLES, weight=weight, noise=noise),
+        output,
+        noise,
+        weight,
+    )
+    check_gradients(
+        lambda output, signal: diffusion_loss(output, x0, T, ProcessTables(signal, SIGMA), target="v", seed=5),
+        output,
+        signal,
+    )
+    fast = compiled(lambda output, scale: diffusion_loss_and_grad(output, x0, T, TABLES, scale=scale, seed=5))
+    for found, expected in zip(
+        fast(output, torch.tensor(0.5)),
+        diffusion_loss_and_grad(output, x0, T, TABLES, scale=0.5, seed=5),
+        strict=True,
+    ):
+        assert same_bits(found, expected)
+        assert found.stride() == expected.stride()
+        assert not found.requires_grad
+
+
 @pytest.mark.parametrize("name", ["clipped", "threshold", "learned_range"])
 def test_solver_step(backend, name):
     program = programs.ALL[name]
@@ -99,6 +132,7 @@ def test_tensors_with_other_values_do_not_recompile(backend):
     def function(x, t, seed, draw, samples, row, w):
         x_t = q_sample(x, t, SIGNAL, SIGMA, seed=seed, draw=draw, samples=samples)
         z = philox_normal(SHAPE, seed, draw=draw, samples=samples, stream=5)
+        z = z + diffusion_loss_and_grad(x_t, x, t, TABLES, scale=w, seed=seed, draw=draw, samples=samples)[1]
         both = torch.cat([x_t, x_t + z])
         return solver_step(x, both, programs.CLIPPED, row, guidance_scale=w, extra=z, seed=seed, samples=samples)
 
@@ -118,6 +152,7 @@ def test_integers_recompile_at_most_once(backend):
 
     def function(x, seed, draw, row):
         z = q_sample(x, T, SIGNAL, SIGMA, seed=seed, draw=draw)
+        z = z + diffusion_loss(x, x, T, TABLES, seed=seed, draw=draw)[:, None, None, None]
         return solver_step(x, z, programs.PLAIN, row, seed=seed)
 
     fast, x = compiled(function), randn(*SHAPE)

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from diffkern.backends import use_backend
-from diffkern.ops import group_norm, philox_normal, philox_uint32, q_sample, solver_step
+from diffkern.ops import (
+    diffusion_loss,
+    diffusion_loss_and_grad,
+    group_norm,
+    philox_normal,
+    philox_uint32,
+    q_sample,
+    solver_step,
+)
+from diffkern.process.gaussian import ProcessTables
 from tests.ops import programs
 from tests.ops.cases import Untouched, randn
 from tests.ops.test_q_sample import SIGMA, SIGNAL
@@ -171,6 +180,52 @@ GROUP_NORM: list[Mistake] = [
     ({"activation": "relu"}, ValueError, "activation"),
     ({"activation": True}, ValueError, "activation"),
 ]
+TABLES = ProcessTables(SIGNAL, SIGMA)
+DIFFUSION_LOSS: list[Mistake] = [
+    ({"model_output": INTEGERS}, TypeError, "model_output must be"),
+    ({"model_output": torch.tensor(1.0)}, ValueError, "model_output must have at least 1 dimension"),
+    ({"model_output": X.numpy()}, TypeError, "model_output must be a tensor"),
+    ({"model_output": SPARSE}, TypeError, "model_output must be"),
+    ({"model_output": META}, ValueError, "must be on model_output's device"),
+    ({"model_output": torch.cat([X, X], dim=1)}, ValueError, "x0 must have shape .* to go with model_output"),
+    ({"x0": X[:1]}, ValueError, "x0 must have shape"),
+    ({"x0": META}, ValueError, "x0 must be on"),
+    ({"x0": INTEGERS}, TypeError, "x0 must be"),
+    ({"x0": None}, TypeError, "x0 must be a tensor"),
+    ({"t": torch.tensor([0.0, 1.0])}, TypeError, "t must be int64"),
+    ({"t": torch.tensor(3)}, ValueError, "t must have shape"),
+    ({"t": T.to("meta")}, ValueError, "t must be on"),
+    ({"t": torch.tensor([0, 1000])}, ValueError, r"t must lie in \[0, 1000\), got 1000 at position 1"),
+    ({"t": torch.tensor([-1, 0])}, ValueError, r"t must lie in \[0, 1000\), got -1 at position 0"),
+    ({"t": torch.tensor([-1, 0]), "target": "x0"}, ValueError, "t must lie in"),
+    ({"tables": (SIGNAL, SIGMA)}, TypeError, "tables must be those of a process"),
+    ({"tables": None}, TypeError, "tables must be those of a process"),
+    ({"tables": ProcessTables(SIGNAL, SIGMA[:-1])}, ValueError, "tables must be equally long, got 1000 and 999"),
+    ({"tables": ProcessTables(SIGNAL.half(), SIGMA)}, TypeError, "tables.sqrt_alphas_cumprod must be"),
+    ({"tables": ProcessTables(SIGNAL, SIGMA.numpy())}, TypeError, "tables.sqrt_one_minus_alphas_cumprod must be"),
+    ({"tables": ProcessTables(SIGNAL, SIGMA.to("meta"))}, ValueError, "tables.sqrt_one_minus_alphas_cumprod must be"),
+    ({"target": "x_prev"}, ValueError, 'target must be "eps", "x0" or "v", got \'x_prev\''),
+    ({"target": 0}, ValueError, "target must be"),
+    ({"loss": "kl"}, ValueError, "loss must be \"mse\", got 'kl'"),
+    ({"loss": None}, ValueError, "loss must be"),
+    ({"weight": torch.ones(3)}, ValueError, "weight must have shape"),
+    ({"weight": torch.ones(2, 1)}, ValueError, "weight must have shape"),
+    ({"weight": torch.ones(2).half()}, TypeError, "weight must be float32 or float64"),
+    ({"weight": torch.ones(2, dtype=torch.int64)}, TypeError, "weight must be"),
+    ({"weight": 0.5}, TypeError, "weight must be a tensor"),
+    ({"weight": torch.ones(2, device="meta")}, ValueError, "weight must be on"),
+    *NOISE,
+    *DRAW,
+    *SOURCES,
+    *(({**changed, "target": "v"}, error, message) for changed, error, message in SOURCES),
+]
+SCALE: list[Mistake] = [
+    ({"scale": "1"}, TypeError, "scale must be a number"),
+    ({"scale": None}, TypeError, "scale must be a number"),
+    ({"scale": torch.ones(2)}, ValueError, "scale must have shape"),
+    ({"scale": torch.tensor(1)}, TypeError, "scale must be float32"),
+    ({"scale": torch.ones((), device="meta")}, ValueError, "scale must be on"),
+]
 
 OPS = {
     "philox_uint32": (philox_uint32, {"shape": (2, 3), "seed": 1}, PHILOX),
@@ -186,6 +241,16 @@ OPS = {
         SOLVER_STEP,
     ),
     "group_norm": (group_norm, {"x": X, "num_groups": 2}, GROUP_NORM),
+    "diffusion_loss": (
+        diffusion_loss,
+        {"model_output": X, "x0": X, "t": T, "tables": TABLES, "seed": 1},
+        DIFFUSION_LOSS,
+    ),
+    "diffusion_loss_and_grad": (
+        lambda **arguments: diffusion_loss_and_grad(**arguments)[1],
+        {"model_output": X, "x0": X, "t": T, "tables": TABLES, "scale": 1.0, "seed": 1},
+        [*DIFFUSION_LOSS, *SCALE],
+    ),
 }
 CASES = [(name, number) for name, (_, _, mistakes) in OPS.items() for number in range(len(mistakes))]
 

@@ -21,6 +21,8 @@ FILES = [
     "test_group_norm.py",
     "test_group_norm_extremes.py",
     "test_group_norm_gradients.py",
+    "test_diffusion_loss.py",
+    "test_diffusion_loss_gradients.py",
 ]
 SETS = ("portable", "avx2", "avx512")
 ISA = "from diffkern import backends; print(backends.unavailable('native') or backends.native_module().isa)"

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffkern.backends import unavailable, use_backend
-from diffkern.ops import group_norm, philox_normal, q_sample
+from diffkern.ops import diffusion_loss_and_grad, group_norm, philox_normal, q_sample
 from tests.ops import oracles
 from tests.ops.cases import STORAGE, assert_as_good_as_eager, memory_format, randn, same_bits
+from tests.ops.test_diffusion_loss import TABLES, TARGETS, loss_and_grad
 from tests.ops.test_q_sample import SIGMA, SIGNAL
 
 pytestmark = pytest.mark.skipif(unavailable("native") is not None, reason="no native module")
@@ -92,3 +93,27 @@ def test_q_sample(data):
     exact = oracles.q_sample(x0, t, SIGNAL, SIGMA, noise, torch.float64)
     assert memory_format(x_t) == memory_format(x0)
     assert_as_good_as_eager(x_t, exact, oracles.q_sample(x0, t, SIGNAL, SIGMA, noise, dtype), shape)
+
+
+@few
+@given(data=st.data())
+def test_diffusion_loss(data):
+    shape = (data.draw(st.integers(0, 4)), *data.draw(shapes))
+    dtype = data.draw(st.sampled_from(STORAGE))
+    # Each with values of its own, so that their difference does not vanish.
+    output, x0, noise = (data.draw(strided(shape, dtype, seeds=seeds)) for seeds in (0, 10, 20))
+    t = torch.tensor([data.draw(st.integers(0, 999)) for _ in range(shape[0])], dtype=torch.int64)
+    weight = data.draw(st.none() | strided(shape[:1], torch.float32, seeds=30))
+    target = data.draw(st.sampled_from(TARGETS))
+    source = {"noise": noise}
+    if data.draw(st.booleans()):
+        source = {"seed": 9, "draw": data.draw(st.integers(0, 2**40)), "samples": data.draw(st.integers(0, 2**50))}
+        noise = philox_normal(shape, **source, stream=3)
+    with use_backend("native"):
+        found = diffusion_loss_and_grad(output, x0, t, TABLES, scale=3.0, target=target, weight=weight, **source)
+    oracle = (x0, t, *TABLES, noise, target, weight)
+    exact = loss_and_grad(output.double(), *oracle, scale=3.0, dtype=torch.float64)
+    eager = loss_and_grad(output, *oracle, scale=3.0, dtype=torch.float32)
+    assert memory_format(found[1]) == memory_format(output)
+    for f, e, other in zip(found, exact, eager, strict=True):
+        assert_as_good_as_eager(f, e, other, (shape, target))

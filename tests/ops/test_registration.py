@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffkern.ops import group_norm, philox_normal, philox_uint32, q_sample, solver_step
+from diffkern.ops import (
+    diffusion_loss,
+    diffusion_loss_and_grad,
+    group_norm,
+    philox_normal,
+    philox_uint32,
+    q_sample,
+    solver_step,
+)
 from diffkern.ops._registry import OPS
+from diffkern.process.gaussian import ProcessTables
 from tests.ops import programs
 from tests.ops.cases import DTYPES, assert_as_good_as_eager, in_layout, memory_format, randn, same_bits
 from tests.ops.solver_calls import make
@@ -17,6 +26,7 @@ from tests.ops.test_q_sample import SIGMA, SIGNAL
 
 X = randn(2, 4, 3, 5)
 T = torch.tensor([3, 700])
+TABLES = ProcessTables(SIGNAL, SIGMA)
 SEED, DRAW, SAMPLES = torch.tensor(5), torch.tensor(1), torch.tensor([3, 9])
 
 
@@ -49,6 +59,21 @@ def step_arguments(name: str, layout: str, **replaced) -> tuple:
     return tuple((arguments | replaced).values())
 
 
+def loss_cases(layout: str) -> dict[str, tuple[str, tuple]]:
+    shape, tables = (2, 4, 3, 5), (SIGNAL.clone().requires_grad_(), SIGMA)
+    output, x0, noise = (grad(*shape, seed=seed, layout=layout) for seed in range(3))
+    weight, counter = randn(2, seed=3).requires_grad_(), (SEED, DRAW, SAMPLES, 3)
+    found = {
+        f"diffusion_loss eps {layout}": (output, None, T, *tables, weight, noise, None, None, None, 3, "eps"),
+        f"diffusion_loss x0 {layout}": (output, x0, T, *tables, None, None, None, None, None, 3, "x0"),
+        f"diffusion_loss v {layout}": (output, x0, T, *tables, weight, None, *counter, "v"),
+    }
+    plain = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in found[f"diffusion_loss v {layout}"])
+    scales = {"": torch.tensor(0.5).double(), " per sample": torch.tensor([0.5, 2.0]).double()}
+    one_pass = {f"diffusion_loss_and_grad{name} {layout}": (*plain, scale) for name, scale in scales.items()}
+    return {case: (case.split()[0], arguments) for case, arguments in (found | one_pass).items()}
+
+
 def cases() -> dict[str, tuple[str, tuple]]:
     found = {
         "uint32": ("philox_uint32", ([2, 3, 5], SEED, DRAW, SAMPLES, 0)),
@@ -63,6 +88,7 @@ def cases() -> dict[str, tuple[str, tuple]]:
             (x, T, *tables, grad(2, 4, 3, 5, seed=1), None, None, None, 3, False),
         )
         found[f"q_sample counter {layout}"] = ("q_sample", (x, T, *tables, None, SEED, DRAW, SAMPLES, 3, True))
+        found |= loss_cases(layout)
         for name in programs.ALL:
             threshold = torch.tensor([1.2, 1.7], dtype=torch.float64) if name == "threshold" else None
             found[f"solver_step {name} {layout}"] = ("solver_step", step_arguments(name, layout, threshold=threshold))
@@ -100,6 +126,10 @@ def test_opcheck(backend, case):
         torch.library.opcheck(getattr(torch.ops.diffkern, name).default, arguments, test_utils=utilities)
 
 
+def on(device: torch.device) -> ProcessTables:
+    return ProcessTables(SIGNAL.to(device), SIGMA.to(device))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "broadcast"])
 def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
@@ -109,6 +139,8 @@ def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
         lambda x: group_norm(x, 2, activation="silu"),
         lambda x: q_sample(x, T.to(x.device), SIGNAL.to(x.device), SIGMA.to(x.device), seed=1),
         lambda x: solver_step(x, x, programs.PLAIN, 0, seed=1),
+        lambda x: diffusion_loss(x, x, T.to(x.device), on(x.device), seed=1),
+        lambda x: diffusion_loss_and_grad(x, x, T.to(x.device), on(x.device), scale=0.5, seed=1)[1],
     ]
     for function in functions:
         real = function(x)
@@ -143,8 +175,10 @@ def test_func_grad_is_the_gradient(backend):
         yield (group_norm(x, 2, weight, activation="silu") ** 2).sum()
         yield (q_sample(x, T, SIGNAL, SIGMA, seed=3) ** 2).sum()
         yield (solver_step(x, x * 2, programs.PLAIN, 1, seed=3) ** 2).sum()
+        yield diffusion_loss(x, X, T, TABLES, target="v", weight=weight[:2], seed=3).mean()
+        yield diffusion_loss(2 * x, x, T, TABLES, target="x0").mean()
 
-    for number in range(3):
+    for number in range(5):
         leaf = x.clone().requires_grad_()
         (expected,) = torch.autograd.grad(list(losses(leaf, weight))[number], leaf)
         found = torch.func.grad(lambda x, number=number: list(losses(x, weight))[number])(x)
@@ -159,6 +193,8 @@ def test_vmap_is_a_loop(backend):
         lambda x, w: group_norm(x, 2, w, activation="silu"),
         lambda x, w: q_sample(x, T, SIGNAL, SIGMA, noise=x + 1),
         lambda x, w: solver_step(x, x + w[0], program, 1, noise=x * 2),
+        lambda x, w: diffusion_loss(x, X, T, TABLES, target="v", weight=w[:2], noise=x * 2),
+        lambda x, w: diffusion_loss(x, X, T, TABLES, seed=3),
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -177,6 +213,8 @@ class Everything(torch.nn.Module):
         x_t = q_sample(x, t, SIGNAL, SIGMA, seed=seed)
         y = group_norm(x_t, 2, activation="silu")
         z = philox_normal((2, 4, 3, 5), seed, stream=5)
+        loss, slope = diffusion_loss_and_grad(y, x, t, TABLES, scale=0.5, target="v", seed=seed)
+        y = y - slope * diffusion_loss(y, x, t, TABLES, weight=loss, seed=seed)[:, None, None, None]
         return solver_step(y + z, x_t, programs.CLIPPED, torch.tensor(1), seed=seed, extra=z)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from diffkern import backends
-from diffkern.ops import group_norm, philox_normal, philox_uint32, q_sample, solver_step
+from diffkern.ops import diffusion_loss_and_grad, group_norm, philox_normal, philox_uint32, q_sample, solver_step
+from diffkern.process.gaussian import ProcessTables
 from tests.ops import programs
 from tests.ops.cases import in_layout, randn, same_bits
 from tests.ops.test_q_sample import SIGMA, SIGNAL
@@ -22,11 +23,14 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
     t = torch.arange(shape[0]) * 100 % 1000
     scale = randn(shape[0], shape[1], seed=1).to(dtype).requires_grad_()
     y = group_norm(x, 4, torch.ones(shape[1], dtype=dtype), scale=scale, activation="silu")
+    data, tables = x.detach(), ProcessTables(SIGNAL, SIGMA)
     return [
+        *diffusion_loss_and_grad(data, data.cos(), t, tables, scale=0.5, target="v", seed=3),
+        *diffusion_loss_and_grad(data, data, t, tables, scale=0.5, noise=data.cos()),
         philox_uint32(shape, 3),
         philox_normal(shape, 3, dtype=dtype),
-        q_sample(x.detach(), t, SIGNAL, SIGMA, seed=3),
-        solver_step(x.detach(), x.detach(), programs.CLIPPED, 1, extra=x.detach(), seed=3),
+        q_sample(data, t, SIGNAL, SIGMA, seed=3),
+        solver_step(data, data, programs.CLIPPED, 1, extra=data, seed=3),
         y.detach(),
         *torch.autograd.grad(y, [x, scale], randn(*shape, seed=2).to(dtype)),
     ]

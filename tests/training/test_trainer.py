@@ -8,6 +8,7 @@ import torch
 from training_cases import CLASSES, TinyNet, assert_same, processes, tiny_data, tiny_process, tiny_trainer
 
 from diffkern.models import CheckpointError, UNet, UNetConfig
+from diffkern.ops import philox_normal
 from diffkern.training import TrainConfig
 from diffkern.training.checkpoint import list_checkpoints, read_training_state, read_weights
 from diffkern.training.loss import SimpleLoss
@@ -29,6 +30,34 @@ def test_a_perfect_network_has_no_loss(prediction):
     loss = SimpleLoss(process, seed=3, null_label=None, label_dropout=0, device=torch.device("cpu"))
     value = loss(perfect, x0, torch.zeros(6), torch.tensor(7), torch.arange(6))
     assert value < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_the_loss_is_the_mean_squared_error_against_the_noise_of_its_counter(prediction, dtype):
+    """Value and gradient, with ε drawn again and kept; also scaled, as a loss scaler does."""
+    process = tiny_process(prediction=prediction)
+    x0, samples = torch.rand(6, 1, 4, 4) * 2 - 1, torch.arange(6) + 40
+    outputs, times = [], []
+
+    def model(x_t, t):
+        outputs.append((x_t * 0.5).to(dtype).requires_grad_())
+        times.append(t)
+        return outputs[-1]
+
+    loss = SimpleLoss(process, seed=3, null_label=None, label_dropout=0, device=torch.device("cpu"))
+    value = loss(model, x0, torch.zeros(6), torch.tensor(7), samples)
+    (found,) = torch.autograd.grad(1024 * value, outputs)
+    eps = philox_normal(x0.shape, 3, draw=7, samples=samples, stream=3)
+    alpha, sigma = (table[times[0]].float().reshape(-1, 1, 1, 1) for table in process.tables("cpu"))
+    target = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+    expected = torch.nn.functional.mse_loss(outputs[0].float(), target)
+    (gradient,) = torch.autograd.grad(1024 * expected, outputs)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    # A number that lies between two of bfloat16 may go to either.
+    rtol = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7}[dtype]
+    torch.testing.assert_close(found, gradient, rtol=rtol, atol=1e-5)
 
 
 def test_draws_depend_on_step_and_position_alone_and_cover_their_ranges():

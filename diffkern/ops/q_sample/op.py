@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffkern.ops._checks import check_floating, check_index, check_table
-from diffkern.ops._indices import gather, per_sample
-from diffkern.ops._layout import empty_like_layout, flat_samples
+from diffkern.ops._indices import gather, per_sample, table_gradient
+from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._noise import resolve_noise
 from diffkern.ops._registry import Op
 from diffkern.ops.philox_normal.op import OP as PHILOX_NORMAL
@@ -95,19 +95,12 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     if noise is not None and ctx.needs_input_grad[4]:
         grads[4] = (per_sample(gather(sigma, t).to(compute), grad) * grad).to(noise.dtype)
     if ctx.needs_input_grad[2]:
-        grads[2] = _table_gradient(signal, t, grad, x0)
+        grads[2] = table_gradient(signal, t, grad, x0)
     if ctx.needs_input_grad[3]:
         if noise is None:
             noise = PHILOX_NORMAL(list(ctx.shape), seed, draw, samples, ctx.stream, compute, False)
-        grads[3] = _table_gradient(sigma, t, grad, noise)
+        grads[3] = table_gradient(sigma, t, grad, noise)
     return tuple(grads)
-
-
-def _table_gradient(table: Tensor, t: Tensor, grad: Tensor, factor: Tensor) -> Tensor:
-    """Σ over the samples at each t of <grad, factor>, in float64 and in the order of the samples."""
-    products = flat_samples(grad.double() * factor.double()).sum(1)
-    members = t.unsqueeze(0) == torch.arange(table.shape[0], device=t.device).unsqueeze(1)
-    return torch.where(members, products, 0.0).sum(1).to(table.dtype)
 
 
 OP = Op(
