@@ -11,7 +11,7 @@ namespace DIFFKERN_ISA {
 template <class T, bool kSilu>
 static void forward(const GroupNormArgs& args) {
     if (!args.shape.channels_last)
-        return for_each_slab(args, [&](int64_t sample, int64_t group) { slab_forward<T, kSilu>(args, sample, group); });
+        return for_each_slab(args, [&](const Slab& slab) { slab_forward<T, kSilu>(args, slab); });
     for_each_sample(
         args.shape, args.num_threads, [](int64_t, ChannelSums&) {},
         [&](int64_t sample, int64_t chunk, ChannelSums& sums) { chunk_moments<T>(args, sample, chunk, sums); },
@@ -22,8 +22,7 @@ static void forward(const GroupNormArgs& args) {
 template <class T, bool kSilu>
 static void backward(const GroupNormBackwardArgs& args) {
     if (!args.forward.shape.channels_last)
-        return for_each_slab(args.forward,
-                             [&](int64_t sample, int64_t group) { slab_backward<T, kSilu>(args, sample, group); });
+        return for_each_slab(args.forward, [&](const Slab& slab) { slab_backward<T, kSilu>(args, slab); });
     for_each_sample(
         args.forward.shape, args.forward.num_threads,
         [&](int64_t sample, ChannelSums& sums) { sample_parameters(args.forward, sample, sums); },

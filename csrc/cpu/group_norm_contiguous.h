@@ -66,10 +66,16 @@ Moments slab_moments(const T* x, int64_t count) {
     return moments;
 }
 
+// A slab's place, and gamma' and beta' of its channels.
+struct Slab {
+    int64_t sample, group;
+    const float *gamma, *beta;
+};
+
 template <class T, bool kSilu>
-void slab_forward(const GroupNormArgs& args, int64_t sample, int64_t group) {
+void slab_forward(const GroupNormArgs& args, const Slab& slab) {
     const int64_t channels = args.shape.channels / args.num_groups, pixels = args.shape.pixels;
-    const int64_t index = sample * args.num_groups + group;
+    const int64_t index = slab.sample * args.num_groups + slab.group;
     const T* x = reinterpret_cast<const T*>(args.x) + index * channels * pixels;
     T* y = reinterpret_cast<T*>(args.y) + index * channels * pixels;
     const Moments moments = slab_moments(x, channels * pixels);
@@ -80,9 +86,8 @@ void slab_forward(const GroupNormArgs& args, int64_t sample, int64_t group) {
         args.mean[index] = mean;
         args.rstd[index] = rstd;
     }
-    const GroupAffine affine(args, sample, group);
     for (int64_t c = 0; c < channels; ++c, x += pixels, y += pixels) {
-        const float a = rstd * affine.gamma[c], b = affine.beta[c] - mean_rest * a;
+        const float a = rstd * slab.gamma[c], b = slab.beta[c] - mean_rest * a;
         for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
             store_n(y + i, activate<kSilu>((load_n(x + i, n) - mean) * a + b), n);
         });
@@ -90,21 +95,20 @@ void slab_forward(const GroupNormArgs& args, int64_t sample, int64_t group) {
 }
 
 template <class T, bool kSilu>
-void slab_backward(const GroupNormBackwardArgs& args, int64_t sample, int64_t group) {
+void slab_backward(const GroupNormBackwardArgs& args, const Slab& slab) {
     const GroupNormArgs& fwd = args.forward;
     const int64_t channels = fwd.shape.channels / fwd.num_groups, pixels = fwd.shape.pixels;
-    const int64_t index = sample * fwd.num_groups + group;
+    const int64_t index = slab.sample * fwd.num_groups + slab.group;
     const int64_t offset = index * channels * pixels;
     const T* x = reinterpret_cast<const T*>(fwd.x) + offset;
     const T* dy = reinterpret_cast<const T*>(args.dy) + offset;
     T* dx = reinterpret_cast<T*>(args.dx) + offset;
     const float mean = fwd.mean[index], rstd = fwd.rstd[index];
 
-    const GroupAffine affine(fwd, sample, group);
     double group_dz = 0, group_dz_d = 0;
     for (int64_t c = 0; c < channels; ++c) {
-        const int64_t channel = sample * fwd.shape.channels + group * channels + c, base = c * pixels;
-        const float gamma = affine.gamma[c], beta = affine.beta[c], a = gamma * rstd;
+        const int64_t channel = index * channels + c, base = c * pixels;
+        const float gamma = slab.gamma[c], beta = slab.beta[c], a = gamma * rstd;
         double total = 0, total_d = 0;
         for (int64_t start = 0; start < pixels; start += kBlock) {
             const int64_t end = start + kBlock < pixels ? start + kBlock : pixels;
@@ -133,7 +137,7 @@ void slab_backward(const GroupNormBackwardArgs& args, int64_t sample, int64_t gr
     const auto of_xhat = static_cast<float>(-group_dz_d * rstd * of_size);
     for (int64_t c = 0; c < channels; ++c) {
         const int64_t base = c * pixels;
-        const float beta = affine.beta[c], a = affine.gamma[c] * rstd;
+        const float beta = slab.beta[c], a = slab.gamma[c] * rstd;
         for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
             const f32v d = load_n(x + base + i, n) - mean;
             const f32v dz = sizeof(T) == 4 ? load_n(dx + base + i, n)
@@ -143,17 +147,26 @@ void slab_backward(const GroupNormBackwardArgs& args, int64_t sample, int64_t gr
     }
 }
 
-// Slabs are small at the bottom of a U-Net: a task takes as many as make some 16 K values.
+// Slabs are small at the bottom of a U-Net: a task takes as many as make some 16 K values, and reads the parameters of
+// all its slabs of a sample at once.
 template <class Fn>
-void for_each_slab(const GroupNormArgs& args, Fn slab) {
-    const int64_t slabs = args.shape.samples * args.num_groups;
-    const int64_t size = args.shape.channels / args.num_groups * args.shape.pixels;
-    const int64_t per_task = 16384 / size + 1;
+void for_each_slab(const GroupNormArgs& args, Fn fn) {
+    const int64_t slabs = args.shape.samples * args.num_groups, channels = args.shape.channels / args.num_groups;
+    const int64_t size = channels * args.shape.pixels;
+    const int64_t of_task = 16384 / size + 1;
     auto body = [&](int64_t task) {
-        const int64_t end = (task + 1) * per_task < slabs ? (task + 1) * per_task : slabs;
-        for (int64_t i = task * per_task; i < end; ++i) slab(i / args.num_groups, i % args.num_groups);
+        const int64_t last = (task + 1) * of_task < slabs ? (task + 1) * of_task : slabs;
+        Scratch<float> affine(2 * of_task * channels);
+        for (int64_t i = task * of_task; i < last;) {
+            const int64_t sample = i / args.num_groups, first = i % args.num_groups;
+            const int64_t here = args.num_groups - first < last - i ? args.num_groups - first : last - i;
+            float *gamma = affine, *beta = gamma + here * channels;
+            affine_row(args, sample, first * channels, here * channels, gamma, beta);
+            for (int64_t k = 0; k < here; ++k) fn({sample, first + k, gamma + k * channels, beta + k * channels});
+            i += here;
+        }
     };
-    parallel_for((slabs + per_task - 1) / per_task, args.num_threads, body);
+    parallel_for((slabs + of_task - 1) / of_task, args.num_threads, body);
 }
 
 }  // namespace DIFFKERN_ISA

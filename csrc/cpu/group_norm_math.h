@@ -103,24 +103,6 @@ struct Moments {
     }
 };
 
-// gamma' and beta' of one group, on the stack where they fit.
-class GroupAffine {
- public:
-    GroupAffine(const GroupNormArgs& args, int64_t sample, int64_t group)
-        : channels_(args.shape.channels / args.num_groups), heap_(channels_ > kInline ? 2 * channels_ : 0) {
-        gamma = channels_ > kInline ? heap_ : inline_;
-        beta = gamma + channels_;
-        affine_row(args, sample, group * channels_, channels_, gamma, beta);
-    }
-    float *gamma, *beta;
-
- private:
-    static constexpr int64_t kInline = 64;
-    int64_t channels_;
-    float inline_[2 * kInline];
-    Scratch<float> heap_;
-};
-
 template <bool kSilu>
 DIFFKERN_INLINE f32v activate(f32v z) {
     return kSilu ? silu(z) : z;

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffkern.ops import diffusion_loss, philox_uint32, q_sample
+from diffkern.ops import diffusion_loss_and_grad, philox_uint32, q_sample
 from diffkern.process import GaussianProcess
+from diffkern.process.gaussian import ProcessTables
 
 # Streams of the noise layout: what is drawn in one never overlaps what is drawn in another.
 _EPS_STREAM, _TIMESTEP_STREAM = 3, 4
@@ -59,6 +60,22 @@ class SimpleLoss:
             output = model(x_t, self.times[t], labels.masked_fill(words[:, 1] < self.dropped_below, self.null_label))
         if output.shape != x0.shape:
             raise ValueError(f"the model's output is {tuple(output.shape)}, the images are {tuple(x0.shape)}")
-        # ε is made again where the loss and its gradient read it. The gradient is left to autograd, which brings a loss
-        # scaler's factor with it: that must be in before a 16-bit output rounds.
-        return diffusion_loss(output, x0, t, self.tables, target=self.target, **eps).mean()
+        # In float32: a loss scaler's factor must reach the gradient before that is rounded to a 16-bit output's type.
+        return _MeanLoss.apply(output.float(), x0, t, self.tables, {"target": self.target, **eps})
+
+
+class _MeanLoss(torch.autograd.Function):
+    """The mean of diffusion_loss over the batch, its gradient made in the same pass: ε is made again, not kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, x0: Tensor, t: Tensor, tables: ProcessTables, keywords: dict[str, Any]
+    ) -> Tensor:
+        loss, gradient = diffusion_loss_and_grad(output, x0, t, tables, scale=1 / len(output), **keywords)
+        ctx.save_for_backward(gradient)
+        return loss.mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None, None, None
