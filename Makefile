@@ -2,8 +2,8 @@
 #
 #   make demo       train on real digits, draw samples to out/demo        make test       the tests (under 10 minutes)
 #   make install    set up only                                           make test-all   the slow ones too
-#   make bench      diffkern against eager PyTorch                        make lint       ruff, mypy, clang-format
-#   make docs       the documentation, into out/site
+#   make bench      diffkern against eager PyTorch and others, to out/    make lint       ruff, mypy, clang-format
+#   make docs       the documentation, into out/site                      make gpu-check  GPU tests, benchmarks, to $(OUT)
 #
 #   VENV=DIR        the virtual environment; VENV= (empty) uses the Python at hand with what it holds
 #   PYTHON=python3  the Python that makes the virtual environment
@@ -12,6 +12,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX ?=
+OUT ?= out
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
@@ -19,19 +20,23 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
   CLANG_FORMAT := clang-format
-  STATE := build/at-hand
+  # What is installed is so for one Python; cmake and ninja may be packages of it.
+  STATE := build/at-hand/$(shell $(PY) -c 'import sys; print((sys.implementation.cache_tag + sys.prefix).replace("/", "-"))')
+  export PATH := $(shell $(PY) -c 'import os, sys; print(os.path.dirname(sys.executable))'):$(PATH)
   DEPENDENCIES :=
   DOCS_TOOLS :=
+  BENCH_DEPENDENCIES :=
 else
   PY := $(VENV)/bin/python
   CLANG_FORMAT := $(VENV)/bin/clang-format
   STATE := $(VENV)
   DEPENDENCIES := $(STATE)/dependencies.stamp
   DOCS_TOOLS := $(STATE)/docs.stamp
+  BENCH_DEPENDENCIES := $(STATE)/bench.stamp
 endif
 BUILT := $(STATE)/built.stamp
 
-.PHONY: install demo test test-all lint format bench docs clean
+.PHONY: install demo test test-all lint format bench gpu-check docs clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -68,9 +73,15 @@ format: install
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CPP)
 
-bench: install
-	mkdir -p out
-	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=out/bench.json
+$(VENV)/bench.stamp: $(BUILT)
+	$(PY) -m pip install --quiet -c constraints.txt 'diffkern[bench]'
+	touch $@
+
+bench: install $(BENCH_DEPENDENCIES)
+	$(PY) -m diffkern bench --out $(OUT)
+
+gpu-check: install
+	$(PY) -m benchmarks.gpu_check --out $(OUT) --command 'make gpu-check VENV=$(VENV)'
 
 $(VENV)/docs.stamp: $(DEPENDENCIES)
 	PYTHONWARNINGS=ignore DIFFKERN_SKIP_NATIVE=1 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[docs]'

@@ -124,25 +124,32 @@ class TrainingStep:
         grad_clip: float,
         ema_decay: float,
         label_dropout: float,
-        null_label: int,
+        null_label: int | None,
     ) -> None:
+        """null_label: None for a network without labels."""
         self.model, self.batches = model, batches
-        self.signal = torch.tensor(process.alphas_cumprod**0.5, dtype=torch.float32)
-        self.sigma = torch.tensor((1 - process.alphas_cumprod) ** 0.5, dtype=torch.float32)
+        self.device = next(model.parameters()).device
+        tables = process.alphas_cumprod**0.5, (1 - process.alphas_cumprod) ** 0.5
+        self.signal, self.sigma = (torch.tensor(t, dtype=torch.float32, device=self.device) for t in tables)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self.grad_clip, self.label_dropout, self.null_label = grad_clip, label_dropout, null_label
 
-    def __call__(self) -> float:
+    def __call__(self) -> Tensor:
+        """The loss, on the device: nobody waits for it."""
         x0, labels = next(self.batches)
-        t = torch.randint(0, len(self.signal), (len(x0),))
+        t = torch.randint(0, len(self.signal), (len(x0),), device=self.device)
         noise = torch.randn_like(x0)
         x_t = q_sample(x0, t, self.signal, self.sigma, noise)
-        labels = torch.where(torch.rand(len(x0)) < self.label_dropout, self.null_label, labels)
-        loss = F.mse_loss(self.model(x_t, t, labels), noise)
+        if self.null_label is None:
+            output = self.model(x_t, t)
+        else:
+            dropped = torch.rand(len(x0), device=self.device) < self.label_dropout
+            output = self.model(x_t, t, torch.where(dropped, self.null_label, labels))
+        loss = F.mse_loss(output, noise)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update_parameters(self.model)
-        return float(loss.detach())
+        return loss.detach()

@@ -13,6 +13,14 @@
 namespace py = pybind11;
 using namespace diffkern;
 
+#if defined(__clang__)
+#define DIFFKERN_COMPILER "Clang " __clang_version__
+#elif defined(__GNUC__)
+#define DIFFKERN_COMPILER "GCC " __VERSION__
+#else
+#define DIFFKERN_COMPILER "unknown"
+#endif
+
 namespace diffkern {
 void bind_philox(py::module_&);
 void bind_q_sample(py::module_&);
@@ -27,6 +35,12 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "diffkern's CPU kernels over raw pointers; see diffkern.ops for the public functions";
     choose_isa(std::getenv("DIFFKERN_CPU"));
     m.attr("isa") = isa_name(chosen_isa());
+    py::list isas;
+    for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+        if (isa <= best_isa()) isas.append(isa_name(isa));
+    }
+    m.attr("isas") = py::tuple(isas);  // what this processor and this build both have
+    m.attr("compiler") = DIFFKERN_COMPILER;
     m.def(
         "set_parallel", [](std::uintptr_t address) { set_parallel(reinterpret_cast<ParallelFn>(address)); },
         py::arg("address"), "The address of GOMP_parallel in the OpenMP runtime that torch uses; 0 runs serially.");

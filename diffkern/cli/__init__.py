@@ -10,7 +10,9 @@ _COMMANDS = {
     "info": "versions, devices, and which backend each op runs on here",
     "train": "train a U-Net on the digits, a folder of images or an .npz file",
     "sample": "draw images from a checkpoint",
+    "bench": "time every op against eager PyTorch, torch.compile and diffusers",
 }
+_EXTRAS = {"bench": "bench"}  # what brings a command's packages; for the others it is "train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +48,8 @@ def _run(name: str, arguments: list[str]) -> int:
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if os.environ.get("DIFFKERN_DEBUG") == "1":
             raise
-        hint = '; pip install "diffkern[train]"' if isinstance(error, ModuleNotFoundError) else ""
+        missing = isinstance(error, ModuleNotFoundError)
+        hint = f'; pip install "diffkern[{_EXTRAS.get(name, "train")}]"' if missing else ""
         print(f"diffkern {name}: error: {error}{hint}", file=sys.stderr)
         return 1
     return 0

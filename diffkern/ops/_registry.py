@@ -100,11 +100,16 @@ class Op:
         loaded = self._backends.get(backend) or self._load(backend)
         return loaded if isinstance(loaded, str) else loaded.unsupported(*args)
 
+    def missing(self, backend: str) -> str | None:
+        """Why `backend` runs no call of this op on this machine, or None if it is there."""
+        reason = backends.unavailable(backend)
+        if reason is None and backend not in self.preference:
+            reason = f"{self.name} has no {backend} implementation"
+        return reason
+
     def _load(self, name: str) -> _Backend | str:
         """The backend's functions, or why there are none."""
-        reason = backends.unavailable(name)
-        if reason is None and name not in self.preference:
-            reason = f"{self.name} has no {name} implementation"
+        reason = self.missing(name)
         if reason is not None:
             return reason
         module = importlib.import_module(f"{self.package}.{name}")
@@ -201,21 +206,34 @@ def explain(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
     """See diffkern.backends.explain."""
     from diffkern import ops
 
+    op = _op(name)
+    if not args and not kwargs:
+        return _explanation(op, {backend: backends.unavailable(backend) for backend in op.preference})
+    call = _arguments_of(op, getattr(ops, name, op), args, kwargs)
+    return _explanation(op, {backend: op.unsupported(backend, call) for backend in op.preference})
+
+
+def explain_within(name: str, call: Callable[[], Any]) -> str:
+    """The same for the first call of the op inside `call`, which goes no further than that."""
+    op = _op(name)
+    arguments = _arguments_of(op, call, (), {})
+    return _explanation(op, {backend: op.unsupported(backend, arguments) for backend in op.preference})
+
+
+def _op(name: str) -> Op:
     if name not in OPS:
         raise ValueError(f"op must be one of {', '.join(sorted(OPS))}, got {name!r}")
-    op = OPS[name]
-    if args or kwargs:
-        call = _arguments_of(op, getattr(ops, name, op), args, kwargs)
-        reasons = {backend: op.unsupported(backend, call) for backend in op.preference}
-    else:
-        reasons = {backend: backends.unavailable(backend) for backend in op.preference}
+    return OPS[name]
+
+
+def _explanation(op: Op, reasons: dict[str, str | None]) -> str:
     forced = backends.forced_backend()
     if forced:
         reason = reasons[forced] if forced in reasons else op.unsupported(forced, ())
-        return f"{name}: {forced} (asked for)" + (f", which cannot run: {reason}" if reason else "")
+        return f"{op.name}: {forced} (asked for)" + (f", which cannot run: {reason}" if reason else "")
     chosen = next(backend for backend in op.preference if reasons[backend] is None)
     passed_over = [f"not {b}: {reasons[b]}" for b in op.preference[: op.preference.index(chosen)]]
-    return "; ".join([f"{name}: {chosen}", *passed_over])
+    return "; ".join([f"{op.name}: {chosen}", *passed_over])
 
 
 def _arguments_of(op: Op, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:

@@ -1,0 +1,87 @@
+"""`make gpu-check`: what only a GPU can show, in one command, as one JSON file and one Markdown page.
+
+Runs the tests of tests/gpu, then every benchmark on the GPU. Exit status: 0 if all passed, 1 if a test or a benchmark's
+check failed, 2 without a GPU. Needs torch, numpy, pytest and pytest-benchmark; a baseline that is missing is named as
+such in its row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import torch
+
+from benchmarks import report, rows
+from benchmarks.machine import ROOT, machine
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for gpu-check.json and gpu-check.md")
+    parser.add_argument("--rounds", type=int, default=25, help="how often each side of a benchmark is timed")
+    parser.add_argument("--command", default="python -m benchmarks.gpu_check", help="what the result was made with")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        print(f"gpu-check: torch {torch.__version__} ({built}) finds no NVIDIA GPU here", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        tests = run_tests(Path(folder))
+        status, measured = run_benchmarks(Path(folder), arguments.rounds)
+    about = machine("cuda", arguments.command)
+    write(arguments.out, about, tests, measured)
+    return int(bool(tests["failed"] or not tests["passed"] or status))
+
+
+def run_tests(folder: Path) -> dict[str, Any]:
+    """How many tests passed, failed and were skipped, and each failure's last line."""
+    xml = folder / "tests.xml"
+    pytest("tests/gpu", "-m", "gpu", "-q", f"--junitxml={xml}")
+    cases = list(ElementTree.parse(xml).iter("testcase")) if xml.exists() else []
+    bad = [(case, failure) for case in cases for kind in ("failure", "error") for failure in case.findall(kind)]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    failures = {f"{case.get('classname')}::{case.get('name')}": failure.get("message", "") for case, failure in bad}
+    return {
+        "passed": len(cases) - len(failures) - skipped,
+        "failed": len(failures),
+        "skipped": skipped,
+        "failures": failures,
+    }
+
+
+def run_benchmarks(folder: Path, rounds: int) -> tuple[int, list[rows.Row]]:
+    """pytest's exit status, and the rows of what could be measured."""
+    flags = ("--benchmark-only", "--benchmark-quiet", "-q", "--device", "cuda", "--rounds", str(rounds))
+    status = pytest("benchmarks", *flags, "--out", str(folder))
+    result = folder / "bench.json"
+    return status, rows.load(result)["rows"] if result.exists() else []
+
+
+def pytest(*arguments: str) -> int:
+    command = [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider"]
+    return subprocess.run(command, cwd=ROOT).returncode
+
+
+def write(out: Path, about: dict[str, Any], tests: dict[str, Any], measured: list[rows.Row]) -> None:
+    rows.save(out / "gpu-check.json", about, measured, tests=tests)
+    (out / "gpu-check.md").write_text(page(about, tests, measured) + "\n", encoding="utf-8")
+    print(f"{out / 'gpu-check.json'} and {out / 'gpu-check.md'}")
+
+
+def page(about: dict[str, Any], tests: dict[str, Any], measured: list[rows.Row]) -> str:
+    """The Markdown page: the machine, the tests, the table."""
+    names = ("gpu", "driver", "cuda", "torch", "triton", "python", "cpu", "diffkern", "commit", "command")
+    lines = [f"- {name}: {about.get(name) or 'unknown'}" for name in names]
+    lines += ["", f"Tests on the GPU: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped."]
+    lines += [f"- {name}: {' '.join(message.split())}" for name, message in tests["failures"].items()]
+    return "\n".join([*lines, "", report.table(measured)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
