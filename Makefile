@@ -1,8 +1,9 @@
 # Everything here sets itself up: a virtual environment in .venv, the dependencies, the native build.
 #
 #   make demo       train on real digits, draw samples to out/demo        make test       the tests (under 10 minutes)
-#   make install    set up only                                           make test-all   the slow ones too
-#   make bench      diffkern against eager PyTorch                        make lint       ruff, mypy, clang-format
+#   make install    set up only                                           make test-cpp   of the C++, with sanitizers
+#   make bench      diffkern against eager PyTorch                        make test-all   these, and the slow ones
+#                                                                         make lint       ruff, mypy, clang-format
 #
 #   VENV=DIR        the virtual environment; VENV= (empty) uses the Python at hand with what it holds
 #   PYTHON=python3  the Python that makes the virtual environment
@@ -12,8 +13,8 @@ VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX ?=
 
-SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(filter-out csrc/tests/%,$(CPP))
 
 ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
@@ -26,9 +27,10 @@ else
   STATE := $(VENV)
   DEPENDENCIES := $(STATE)/dependencies.stamp
 endif
+COMMA := ,
 BUILT := $(STATE)/built.stamp
 
-.PHONY: install demo test test-all lint format bench clean
+.PHONY: install demo test test-cpp test-all lint format bench clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -51,7 +53,23 @@ demo: install
 test: install
 	$(PY) -m pytest -m "not slow and not gpu"
 
-test-all: install
+# $(1) names the build folder, $(2) the sanitizers. CMake and ninja are the virtual environment's, where it has them.
+define sanitized
+	if [ ! -e build/ctest-$(1)/CMakeCache.txt ] && command -v ninja > /dev/null; then export CMAKE_GENERATOR=Ninja; fi; \
+	cmake -S . -B build/ctest-$(1) -DDIFFKERN_TESTS=ON -DDIFFKERN_WERROR=ON -DDIFFKERN_SANITIZE=$(2) > /dev/null
+	cmake --build build/ctest-$(1) --parallel $(CORES)
+	ctest --test-dir build/ctest-$(1) --output-on-failure --parallel $(CORES)
+endef
+
+test-cpp: CORES := $(shell getconf _NPROCESSORS_ONLN)
+ifneq ($(strip $(VENV)),)
+test-cpp: export PATH := $(abspath $(VENV))/bin:$(PATH)
+endif
+test-cpp:
+	$(call sanitized,asan,address$(COMMA)undefined)
+	$(call sanitized,tsan,thread)
+
+test-all: test-cpp install
 	$(PY) -m pytest -m "not gpu"
 
 lint: install
