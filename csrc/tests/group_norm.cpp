@@ -42,7 +42,7 @@ void check_forward(const GroupNormCase& norm) {
 
 TEST(group_norm, is_the_formula) {
     Random random(8);
-    for (const GroupNormShape& size : kGroupNormShapes)
+    for (const GroupNormShape& size : group_norm_shapes())
         for (const bool channels_last : {false, true})
             for (const DType dtype : kFloat32AndBelow)
                 check_forward(GroupNormCase(size, channels_last, dtype, 0.5, random));
@@ -51,7 +51,7 @@ TEST(group_norm, is_the_formula) {
 // Where the mean is a thousand times the spread, or more, nothing is lost: sum(x^2) - mean^2 would be.
 TEST(group_norm, large_means) {
     Random random(9);
-    for (const GroupNormShape& size : kGroupNormShapes)
+    for (const GroupNormShape& size : group_norm_shapes())
         for (const bool channels_last : {false, true})
             for (const double center : {1e3, -1e5})
                 check_forward(GroupNormCase(size, channels_last, DType::f32, center, random));

@@ -119,7 +119,7 @@ void check_backward(const GroupNormCase& norm) {
 
 TEST(group_norm_backward, is_the_derivative) {
     Random random(10);
-    for (const GroupNormShape& size : kGroupNormShapes)
+    for (const GroupNormShape& size : group_norm_shapes())
         for (const bool channels_last : {false, true})
             for (const DType dtype : kFloat32AndBelow)
                 check_backward(GroupNormCase(size, channels_last, dtype, 0.5, random));
@@ -127,7 +127,7 @@ TEST(group_norm_backward, is_the_derivative) {
 
 TEST(group_norm_backward, large_means) {
     Random random(11);
-    for (const GroupNormShape& size : kGroupNormShapes)
+    for (const GroupNormShape& size : group_norm_shapes())
         for (const bool channels_last : {false, true})
             check_backward(GroupNormCase(size, channels_last, DType::f32, 1e3, random));
 }

@@ -32,12 +32,18 @@ struct GroupNormShape {
     int64_t samples, channels, pixels, groups;
 };
 
-// One value a group; one channel a group, one group; a last vector of every length in channels and in pixels; more
-// channels a group than fit the stack; more values than one block of any kernel, in a slab and in a column of pixels.
-constexpr GroupNormShape kGroupNormShapes[] = {
-    {2, 3, 1, 3},   {3, 4, 1, 2},    {2, 5, 7, 1},    {1, 8, 15, 2},   {3, 12, 33, 4},  {2, 14, 18, 7},
-    {2, 32, 9, 32}, {1, 130, 17, 2}, {2, 66, 131, 3}, {1, 2, 4999, 1}, {2, 40, 301, 8},
-};
+// One value a group; one channel a group, one group; as many channels a group as fit the stack, and more; more values
+// than one block of any kernel, in a slab and in a column of pixels; a last vector of every length in both formats.
+inline std::vector<GroupNormShape> group_norm_shapes() {
+    std::vector<GroupNormShape> shapes = {{2, 3, 1, 3},    {3, 4, 1, 2},   {3, 12, 33, 4},  {2, 14, 18, 7},
+                                          {2, 32, 9, 32},  {1, 128, 3, 2}, {1, 130, 17, 2}, {2, 66, 131, 3},
+                                          {1, 2, 4999, 1}, {2, 40, 301, 8}};
+    for (int64_t size = 1; size <= 33; ++size) {
+        shapes.push_back({2, 2, size, 1});
+        shapes.push_back({1, size, 3, 1});
+    }
+    return shapes;
+}
 
 struct GroupNormCase {
     SampleShape shape;

@@ -7,7 +7,7 @@ namespace diffkern::tests {
 
 TEST(philox_normal, is_the_definition) {
     Random random(3);
-    for (const SampleShape& shape_of : kShapes)
+    for (const SampleShape& shape_of : shapes())
         for (const bool channels_last : {false, true})
             for (const DType dtype : kDtypes) {
                 const SampleShape shape = in_format(shape_of, channels_last);

@@ -11,11 +11,15 @@
 
 namespace diffkern::tests {
 
-// One value and few; a last vector of every length; more than a task's chunk; channels-last pixels that pass a chunk.
-constexpr SampleShape kShapes[] = {
-    {1, 1, 1, false},   {2, 1, 3, false},    {3, 3, 7, false},    {2, 5, 33, false},
-    {2, 3, 701, false}, {1, 1, 2049, false}, {1, 130, 37, false}, {2, 66, 35, false},
-};
+// A last vector of every length, in one value to two vectors and some; more than a task's chunk; channels-last pixels
+// that pass a chunk, by themselves and (128 channels) only with the room for their noise.
+inline std::vector<SampleShape> shapes() {
+    std::vector<SampleShape> shapes = {{3, 3, 7, false},    {2, 5, 33, false},   {2, 3, 701, false},
+                                       {1, 1, 2049, false}, {1, 128, 37, false}, {1, 130, 37, false},
+                                       {2, 66, 35, false}};
+    for (int64_t pixels = 1; pixels <= 33; ++pixels) shapes.push_back({2, 1, pixels, false});
+    return shapes;
+}
 
 inline SampleShape in_format(SampleShape shape, bool channels_last) {
     shape.channels_last = channels_last;

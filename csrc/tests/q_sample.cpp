@@ -55,7 +55,7 @@ void check_case(const SampleShape& shape, DType dtype, bool generated, Random& r
 
 TEST(q_sample, is_the_formula) {
     Random random(5);
-    for (const SampleShape& shape : kShapes)
+    for (const SampleShape& shape : shapes())
         for (const bool channels_last : {false, true})
             for (const DType dtype : kDtypes)
                 for (const bool generated : {false, true})

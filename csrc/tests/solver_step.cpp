@@ -43,7 +43,7 @@ void check_slots(const SolverCase& solver, const Expected& expected, int64_t sam
 TEST(solver_step, is_the_equations) {
     Random random(6);
     for (int round = 0; round < 6; ++round)
-        for (const SampleShape& shape : kShapes)
+        for (const SampleShape& shape : shapes())
             for (const DType dtype : kDtypes) {
                 const SolverCase solver(in_format(shape, random.coin()), dtype, random);
                 const Expected expected(solver);
