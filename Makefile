@@ -1,9 +1,10 @@
 # Everything here sets itself up: a virtual environment in .venv, the dependencies, the native build.
 #
 #   make demo       train on real digits, draw samples to out/demo        make test       the tests (under 10 minutes)
-#   make install    set up only                                           make test-all   the slow ones too
-#   make bench      diffkern against eager PyTorch and others, to out/    make lint       ruff, mypy, clang-format
-#   make docs       the documentation, into out/site                      make gpu-check  GPU tests, benchmarks, to $(OUT)
+#   make install    set up only                                           make test-cpp   of the C++, with sanitizers
+#   make lint       ruff, mypy, clang-format                              make test-all   these, and the slow ones
+#   make bench      diffkern against eager PyTorch and others, to $(OUT)  make gpu-check  GPU tests and benchmarks, to $(OUT)
+#   make docs       the documentation, into out/site
 #
 #   VENV=DIR        the virtual environment; VENV= (empty) uses the Python at hand with what it holds
 #   PYTHON=python3  the Python that makes the virtual environment
@@ -14,8 +15,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 OUT ?= out
 
-SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(filter-out csrc/tests/%,$(CPP))
 
 ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
@@ -34,9 +35,10 @@ else
   DOCS_TOOLS := $(STATE)/docs.stamp
   BENCH_DEPENDENCIES := $(STATE)/bench.stamp
 endif
+COMMA := ,
 BUILT := $(STATE)/built.stamp
 
-.PHONY: install demo test test-all lint format bench gpu-check docs clean
+.PHONY: install demo test test-cpp test-all lint format bench gpu-check docs clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -59,7 +61,23 @@ demo: install
 test: install
 	$(PY) -m pytest -m "not slow and not gpu"
 
-test-all: install
+# $(1) names the build folder, $(2) the sanitizers. CMake and ninja are the virtual environment's, where it has them.
+define sanitized
+	if [ ! -e build/ctest-$(1)/CMakeCache.txt ] && command -v ninja > /dev/null; then export CMAKE_GENERATOR=Ninja; fi; \
+	cmake -S . -B build/ctest-$(1) -DDIFFKERN_TESTS=ON -DDIFFKERN_WERROR=ON -DDIFFKERN_SANITIZE=$(2) > /dev/null
+	cmake --build build/ctest-$(1) --parallel $(CORES)
+	ctest --test-dir build/ctest-$(1) --output-on-failure --parallel $(CORES)
+endef
+
+test-cpp: CORES := $(shell getconf _NPROCESSORS_ONLN)
+ifneq ($(strip $(VENV)),)
+test-cpp: export PATH := $(abspath $(VENV))/bin:$(PATH)
+endif
+test-cpp:
+	$(call sanitized,asan,address$(COMMA)undefined)
+	$(call sanitized,tsan,thread)
+
+test-all: test-cpp install
 	$(PY) -m pytest -m "not gpu"
 
 lint: install

@@ -1,0 +1,104 @@
+// Every op on 1 to 4 threads: bitwise the same results, and under ThreadSanitizer no race.
+#include "cpu/philox_normal.h"
+#include "cpu/q_sample.h"
+#include "tests/group_norm_case.h"
+#include "tests/solver_case.h"
+#include "tests/thread_pool.h"
+
+namespace diffkern::tests {
+namespace {
+
+// run(num_threads) makes its inputs anew and returns what the op wrote.
+template <class Run>
+void check_threads(const char* op, Run run) {
+    const WithThreads with_threads;
+    const std::vector<Buffer> expected = run(1);
+    for (int num_threads = 2; num_threads <= 4; ++num_threads) {
+        const std::vector<Buffer> actual = run(num_threads);
+        for (size_t i = 0; i < expected.size(); ++i)
+            CHECK(actual[i].same_bits(expected[i]), op, ": output ", i, " on ", num_threads, " threads");
+    }
+}
+
+// More tasks than threads in one sample; and in few samples that are each one task.
+constexpr SampleShape kThreaded[] = {{1, 5, 2001, false}, {1, 5, 2001, true}, {3, 7, 100, false}, {5, 7, 33, true}};
+
+}  // namespace
+
+TEST(threads, philox_normal) {
+    for (const SampleShape& shape : kThreaded)
+        for (const DType dtype : kDtypes)
+            check_threads("philox_normal", [&](int num_threads) {
+                Random random(12);
+                const Source source(shape.samples, random);
+                const Tensor out(dtype, shape);
+                philox_normal({shape, source.args(), out.operand(), nullptr, num_threads});
+                return std::vector<Buffer>{out.buffer};
+            });
+}
+
+TEST(threads, philox_uint32) {
+    check_threads("philox_uint32", [](int num_threads) {
+        Random random(13);
+        const SampleShape shape = {6, 3, 50, false};
+        const Source source(shape.samples, random);
+        const Buffer words(DType::f64, 6 * 3 * 50);
+        philox_uint32({shape, source.args(), {}, words.as<int64_t>(), num_threads});
+        return std::vector<Buffer>{words};
+    });
+}
+
+TEST(threads, q_sample) {
+    for (const SampleShape& shape : kThreaded)
+        for (const DType dtype : kDtypes)
+            check_threads("q_sample", [&](int num_threads) {
+                Random random(14);
+                const Source source(shape.samples, random);
+                Tensor x0(dtype, shape), x_t(dtype, shape), noise_out(dtype, shape);
+                x0.fill(random, -1, 1);
+                const std::vector<int64_t> t(static_cast<size_t>(shape.samples), 0);
+                const double signal = 0.6, sigma = 0.8;
+                q_sample({shape,
+                          x0.operand(),
+                          {},
+                          source.args(),
+                          t.data(),
+                          &signal,
+                          &sigma,
+                          x_t.operand(),
+                          noise_out.operand(),
+                          num_threads});
+                return std::vector<Buffer>{x_t.buffer, noise_out.buffer};
+            });
+}
+
+TEST(threads, solver_step) {
+    for (const SampleShape& shape : kThreaded)
+        for (const DType dtype : kDtypes)
+            for (uint64_t seed = 0; seed < 4; ++seed)
+                check_threads("solver_step", [&](int num_threads) {
+                    Random random(seed);
+                    const SolverCase solver(shape, dtype, random);
+                    solver_step(solver.args(num_threads));
+                    std::vector<Buffer> written{(solver.out ? solver.out : solver.x)->buffer};
+                    if (solver.x_in) written.push_back(solver.x_in->buffer);
+                    for (const TensorPtr& slot : solver.slots) written.push_back(slot->buffer);
+                    return written;
+                });
+}
+
+TEST(threads, group_norm) {
+    for (const GroupNormShape& size :
+         {GroupNormShape{1, 64, 1100, 8}, GroupNormShape{3, 48, 700, 4}, GroupNormShape{9, 40, 130, 5}})
+        for (const bool channels_last : {false, true})
+            for (const DType dtype : kFloat32AndBelow)
+                check_threads("group_norm", [&](int num_threads) {
+                    Random random(15);
+                    const GroupNormCase norm(size, channels_last, dtype, 0.5, random);
+                    group_norm(norm.forward_args(num_threads));
+                    group_norm_backward(norm.backward_args(num_threads));
+                    return std::vector<Buffer>{norm.y, norm.mean, norm.rstd, norm.dx, norm.sum_dz, norm.sum_dz_xhat};
+                });
+}
+
+}  // namespace diffkern::tests
