@@ -31,24 +31,25 @@ struct PixelChunks {
     }
 };
 
-// Two float rows of C a chunk, and what the phases hand on per channel.
+// Three float rows of C a chunk (forward: center, mean - center, M2; backward: the two sums), and what the phases hand
+// on per channel.
 struct ChannelSums {
     PixelChunks chunks;
     int64_t channels;
-    Scratch<float> partial;  // (chunks, 2, C)
+    Scratch<float> partial;  // (chunks, 3, C)
     Scratch<float> affine;   // (4, C)
     Scratch<double> joined;  // (2, C)
 
     explicit ChannelSums(const SampleShape& shape)
         : chunks(shape),
           channels(shape.channels),
-          partial(chunks.count * 2 * channels),
+          partial(chunks.count * 3 * channels),
           affine(4 * channels),
           joined(2 * channels) {
     }
 
     float* row(int64_t chunk, int which) {
-        return partial + (chunk * 2 + which) * channels;
+        return partial + (chunk * 3 + which) * channels;
     }
     float* of(int which) {
         return affine + which * channels;
@@ -84,7 +85,7 @@ void chunk_moments(const GroupNormArgs& args, int64_t sample, int64_t chunk, Cha
     const float one_over_n = 1.0f / static_cast<float>(pixels);
     const int64_t first_pixels = pixels < 8 ? pixels : 8;
     const float one_over_first = 1.0f / static_cast<float>(first_pixels);
-    float *means = sums.row(chunk, 0), *m2s = sums.row(chunk, 1);
+    float *centers = sums.row(chunk, 0), *errors = sums.row(chunk, 1), *m2s = sums.row(chunk, 2);
     for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
         f32v center[kVectors], rest[kVectors], square[kVectors];
         for (int v = 0; v < vectors; ++v) {
@@ -102,13 +103,14 @@ void chunk_moments(const GroupNormArgs& args, int64_t sample, int64_t chunk, Cha
         for (int v = 0; v < vectors; ++v) {
             const f32v error = rest[v] * one_over_n;
             const f32v m2 = square[v] - error * rest[v];
-            store_n(means + c + v * kLanes, center[v] + error, n);
+            store_n(centers + c + v * kLanes, center[v], n);  // apart: their sum would round
+            store_n(errors + c + v * kLanes, error, n);
             store_n(m2s + c + v * kLanes, m2 < 0.0f ? broadcast(0.0f) : m2, n);
         }
     });
 }
 
-// Joins the chunks of every channel, with the first chunk's mean as the shift; leaves mean and M2 per channel.
+// Joins the chunks of every channel, with the first chunk's center as the shift; leaves mean and M2 per channel.
 inline void join_chunks(const GroupNormArgs& args, ChannelSums& sums, double* mean, double* m2) {
     using Wide = Vec<double>;
     const double one_over_n = 1.0 / static_cast<double>(args.shape.pixels);
@@ -117,9 +119,10 @@ inline void join_chunks(const GroupNormArgs& args, ChannelSums& sums, double* me
         Wide first = {}, second = {};
         for (int64_t chunk = 0; chunk < sums.chunks.count; ++chunk) {
             const auto count = static_cast<double>(sums.chunks.end(chunk, args.shape) - sums.chunks.first(chunk));
-            const Wide d = __builtin_convertvector(load_n(sums.row(chunk, 0) + c, n) - shift, Wide);
+            const Wide d = __builtin_convertvector(load_n(sums.row(chunk, 0) + c, n) - shift, Wide) +
+                           __builtin_convertvector(load_n(sums.row(chunk, 1) + c, n), Wide);
             first += count * d;
-            second += count * d * d + __builtin_convertvector(load_n(sums.row(chunk, 1) + c, n), Wide);
+            second += count * d * d + __builtin_convertvector(load_n(sums.row(chunk, 2) + c, n), Wide);
         }
         store_n(mean + c, __builtin_convertvector(shift, Wide) + first * one_over_n, n);
         store_n(m2 + c, second - first * first * one_over_n, n);

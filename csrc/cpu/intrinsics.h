@@ -22,6 +22,11 @@ DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
 DIFFKERN_INLINE f32v round(f32v v) {
     return reinterpret_cast<f32v>(_mm512_roundscale_ps(reinterpret_cast<Register>(v), 0x08));
 }
+// a b - c, rounded once: said outright, since compilers contract as their options have it.
+DIFFKERN_INLINE f32v multiply_subtract(f32v a, f32v b, f32v c) {
+    return reinterpret_cast<f32v>(
+        _mm512_fmsub_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b), reinterpret_cast<Register>(c)));
+}
 // v where |v| <= 1/2, else 1/2 with v's sign (a NaN gives 1/2).
 DIFFKERN_INLINE f32v within_half(f32v v) {
     return reinterpret_cast<f32v>(_mm512_range_ps(reinterpret_cast<Register>(v), _mm512_set1_ps(0.5f), 0x2));

@@ -187,7 +187,8 @@ static bool all_float32(const SolverStepArgs& args) {
     bool all = args.out.dtype == DType::f32;
     for (const Operand& operand : {args.x, args.uncond, args.cond, args.var, args.extra, args.noise, args.x_in})
         all = all && operand.absent_or(DType::f32);
-    return all;  // slots are of x's type
+    for (int k = 0; k < args.num_slots; ++k) all = all && args.slots[k].dtype == DType::f32;
+    return all;
 }
 
 void solver_step(const SolverStepArgs& args) {
