@@ -80,8 +80,8 @@ def assert_rounded_once(actual: Tensor, exact: Tensor, eager: Tensor, arithmetic
 
     Every element lies within one rounding of the exact value and twice the error that `eager`, plain PyTorch in
     float32, makes of the whole (or a few roundings, FLOOR); for float64 arithmetic that error is scaled down by the two
-    formats' precisions. So 16-bit results are held to float32 arithmetic. Infinities and NaN are where the rounded exact values
-    have them; integers are equal.
+    formats' precisions. So 16-bit results are held to float32 arithmetic. Infinities and NaN are where the rounded
+    exact values have them; integers are equal.
     """
     assert actual.shape == exact.shape, f"{case}: {tuple(actual.shape)} is not {tuple(exact.shape)}"
     if not actual.is_floating_point():
