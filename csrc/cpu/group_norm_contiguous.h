@@ -131,6 +131,14 @@ void slab_backward(const GroupNormBackwardArgs& args, const Slab& slab) {
         group_dz_d += gamma * total_d;
     }
 
+    if (channels * pixels == 1) {  // the normalised value is 0 whatever x is
+        store_n(dx,
+                activation_backward<kSilu>((load_n(x, 1) - mean) * slab.gamma[0] * rstd + slab.beta[0], load_n(dy, 1)) *
+                    0.0f,
+                1);
+        return;
+    }
+
     // dx = rstd (gamma' dz - mean(gamma' dz) - x_hat mean(gamma' dz x_hat)), with x_hat = d rstd
     const double of_size = rstd / static_cast<double>(channels * pixels);
     const auto constant = static_cast<float>(-group_dz * of_size);

@@ -26,10 +26,11 @@ def check_values(name: str, index: Tensor, size: int) -> None:
 
 def gather(table: Tensor, index: Tensor) -> Tensor:
     """table[index] along the first axis, in float64; NaN where the index is out of range. Never waits for the host."""
-    size = table.shape[0]
+    size = table.size(0)  # not table.shape[0]: under compile with dynamic sizes a constant table has no `shape`
     valid = (index >= 0) & (index < size)
     # index_select, because indexing by a 0-d tensor would read its value on the host.
-    rows = table.double().index_select(0, index.clamp(0, size - 1).reshape(-1)).reshape(index.shape + table.shape[1:])
+    rows = table.double().index_select(0, index.clamp(0, size - 1).reshape(-1))
+    rows = rows.reshape(index.shape + rows.shape[1:])
     return torch.where(valid.reshape(valid.shape + (1,) * (rows.dim() - valid.dim())), rows, torch.nan)
 
 

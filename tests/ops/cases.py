@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BACKENDS = ("reference", "native")
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*STORAGE, torch.float64)
 
@@ -52,15 +53,19 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def error(actual: Tensor, exact: Tensor) -> float:
-    """max |actual − exact| / max |exact|; infinite where one is NaN and the other is not."""
+    """max |actual − exact| / max |exact| over finite values; infinite where only one is NaN or infinite."""
     assert actual.shape == exact.shape, f"{tuple(actual.shape)} is not {tuple(exact.shape)}"
     if exact.numel() == 0:
         return 0.0
     actual, exact = actual.detach().double(), exact.detach().double()
-    if not torch.equal(actual.isnan(), exact.isnan()):
+    same = (actual == exact) | (actual.isnan() & exact.isnan())
+    if not bool((same | (actual - exact).isfinite()).all()):
         return float("inf")
-    difference = (actual - exact).nan_to_num(0.0).abs().max()
-    return float(difference / exact.nan_to_num(0.0).abs().max().clamp_min(2.0**-40))
+    difference = (actual - exact)[~same].abs()
+    largest = exact[exact.isfinite()].abs()
+    if not difference.numel():
+        return 0.0
+    return float(difference.max() / (largest.max() if largest.numel() else difference.new_ones(())).clamp_min(2.0**-40))
 
 
 def assert_as_good_as_eager(actual: Tensor, exact: Tensor, eager: Tensor, case: object) -> None:
@@ -68,6 +73,39 @@ def assert_as_good_as_eager(actual: Tensor, exact: Tensor, eager: Tensor, case: 
     ours, theirs = error(actual, exact), error(eager, exact)
     bound = 2 * theirs + FLOOR[actual.dtype]
     assert ours <= bound, f"{case}: error {ours:.3g}, eager {theirs:.3g}, allowed {bound:.3g}"
+
+
+def assert_rounded_once(actual: Tensor, exact: Tensor, eager: Tensor, arithmetic: torch.dtype, case: object) -> None:
+    """Computed in the dtype `arithmetic` and rounded to actual's at the end.
+
+    Every element lies within one rounding of the exact value and twice the error that `eager`, plain PyTorch in
+    float32, makes of the whole (or a few roundings, FLOOR); for float64 arithmetic that error is scaled down by the two
+    formats' precisions. So 16-bit results are held to float32 arithmetic. Infinities and NaN are where the rounded
+    exact values have them; integers are equal.
+    """
+    assert actual.shape == exact.shape, f"{case}: {tuple(actual.shape)} is not {tuple(exact.shape)}"
+    if not actual.is_floating_point():
+        assert torch.equal(actual, exact), f"{case}: integers differ"
+        return
+    dtype = actual.dtype
+    limits, rounded = torch.finfo(dtype), exact.to(dtype)
+    assert torch.equal(actual.isnan(), rounded.isnan()), f"{case}: NaN where there is none, or none where there is"
+    infinite = actual.isinf() | rounded.isinf()
+    ends = [t[infinite].clamp(limits.min, limits.max) for t in (actual, rounded)]
+    assert torch.equal(*ends), f"{case}: infinity where there is none, or none where there is"
+    finite = ~(infinite | actual.isnan())
+    actual, exact, eager = (t[finite].double() for t in (actual, exact, eager))
+    if not actual.numel():
+        return
+    scale = torch.finfo(arithmetic).eps / torch.finfo(torch.float32).eps
+    theirs = scale * (eager - exact).nan_to_num(0.0, 0.0, 0.0).abs().max()
+    subnormal = max(torch.finfo(d).smallest_normal * torch.finfo(d).eps for d in (dtype, arithmetic))
+    allowed = exact.abs() * limits.eps / 2 + 2 * theirs + FLOOR[arithmetic] * exact.abs().max() + subnormal
+    excess = (actual - exact).abs() - allowed
+    worst = int(excess.argmax())
+    assert float(excess[worst]) <= 0, (
+        f"{case}: {float(actual[worst])} instead of {float(exact[worst])}, off by more than {float(allowed[worst]):.3g}"
+    )
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

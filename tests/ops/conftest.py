@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from diffkern import backends
+from tests.ops.cases import BACKENDS
 
 
-@pytest.fixture(params=["reference", "native"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every op inside the test runs on this backend, or raises."""
     reason = backends.unavailable(request.param)

@@ -57,6 +57,7 @@ def group_norm(
     """The formula in float64. F.group_norm refuses one value a group and one sample; the formula does not."""
     groups = x.double().reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
     deviation = groups - groups.mean(2, keepdim=True)
+    deviation = deviation - deviation.mean(2, keepdim=True)  # what rounding the mean left
     z = (deviation / torch.sqrt(deviation.square().mean(2, keepdim=True) + eps)).reshape(x.shape)
     if weight is not None:
         z = z * expand(weight.double().unsqueeze(0), x)
@@ -79,9 +80,9 @@ def eager_group_norm(
     shift: Tensor | None,
     silu: bool,
 ) -> Tensor:
-    """The composition of torch.nn.functional that group_norm replaces, in x's dtype."""
+    """The composition that group_norm replaces, in x's dtype (F.group_norm without its refusal of single values)."""
     weight, bias, scale, shift = (None if p is None else p.to(x.dtype) for p in (weight, bias, scale, shift))
-    z = F.group_norm(x, num_groups, weight, bias, eps)
+    z = torch.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None:
         z = z * (1 + expand(scale.flatten(1), x))
     if shift is not None:
@@ -102,53 +103,56 @@ def solver_step(
     noise: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(x', s·x', slots after) of the equations in diffkern/solvers/program.py, sample by sample."""
-    results = []
-    for n, row in enumerate(rows):
-        column = {name: float(program.column(name)[row]) for name in column_names(program)}
-        output = model_output.to(dtype)
-        channels = x.shape[1] if program.variance != "fixed" else None
-        mean = output[:, :channels] if channels else output
-        m = mean[n]
-        if guidance is not None:
-            uncond, cond = mean[n], mean[len(rows) + n]
-            m = uncond + guidance[n] * (cond - uncond)
-            if rescale:
-                m = m * (rescale * cond.std() / m.std() + 1 - rescale)
-        state = x[n].to(dtype)
-        history = [] if slots is None else [slots[k, n].to(dtype) for k in range(program.num_slots)]
-        x0 = column["a_x"] * state + column["a_m"] * m
-        lo, hi = program.clip or (-1.0, 1.0)
-        if program.threshold is not None:
-            ratio, largest = program.threshold
-            s = torch.quantile(x0.abs().double().flatten(), ratio).clamp(1.0, largest).to(dtype)
-            x0 = torch.minimum(torch.maximum(x0, lo * s), hi * s) / s
-        elif program.clip is not None:
-            x0 = x0.clamp(lo, hi)
-        sigma: Tensor | float = 1.0
-        if program.variance != "fixed":
-            log_variance = output[-len(rows) + n, channels:]
-            if program.variance == "learned_range":
-                f = (log_variance + 1) / 2
-                log_variance = f * column["log_var_max"] + (1 - f) * column["log_var_min"]
-            sigma = torch.exp(0.5 * log_variance)
+    """(x', s·x', slots after) of the equations in diffkern/solvers/program.py, each sample by its own row."""
+    column = {name: expand(torch.tensor(program.column(name)[rows], dtype=dtype), x) for name in column_names(program)}
+    output, state, n = model_output.to(dtype), x.to(dtype), len(rows)
+    channels = x.shape[1] if program.variance != "fixed" else None
+    m = output[:, :channels] if channels else output
+    if guidance is not None:
+        uncond, cond = m[:n], m[n:]
+        m = uncond + expand(torch.tensor(guidance, dtype=dtype), x) * (cond - uncond)
+        if rescale:
+            ratio = cond.flatten(1).std(1) / m.flatten(1).std(1)
+            m = m * expand(rescale * ratio + 1 - rescale, x)
+    history = [] if slots is None else list(slots.to(dtype).unbind(0))
+    x0 = term(column["a_x"], state) + term(column["a_m"], m)
+    lo, hi = program.clip or (-1.0, 1.0)
+    if program.threshold is not None:
+        ratio, largest = program.threshold
+        s = torch.ones(n, dtype=torch.float64)
+        if x0.numel():
+            s = torch.quantile(x0.abs().double().reshape(n, -1), ratio, dim=1).clamp(1.0, largest)
+        s = expand(s.to(dtype), x)
+        x0 = torch.minimum(torch.maximum(x0, lo * s), hi * s) / s
+    elif program.clip is not None:
+        x0 = x0.clamp(lo, hi)
+    sigma: Tensor | float = 1.0
+    if program.variance != "fixed":
+        log_variance = output[-n:, channels:]
+        if program.variance == "learned_range":
+            f = (log_variance + 1) / 2
+            log_variance = f * column["log_var_max"] + (1 - f) * column["log_var_min"]
+        sigma = torch.exp(0.5 * log_variance)
 
-        def combine(prefix: str, coefficients=column, parts=(state, m, x0), remembered=history) -> Tensor:
-            names = [f"{prefix}_x", f"{prefix}_m", f"{prefix}_0", *(f"{prefix}_h{k}" for k in range(len(remembered)))]
-            return sum(coefficients[name] * part for name, part in zip(names, [*parts, *remembered], strict=True))
+    def combine(prefix: str) -> Tensor:
+        names = [f"{prefix}_x", f"{prefix}_m", f"{prefix}_0", *(f"{prefix}_h{k}" for k in range(len(history)))]
+        return sum(term(column[name], part) for name, part in zip(names, [state, m, x0, *history], strict=True))
 
-        x_next = combine("c")
-        if noise is not None:
-            x_next = x_next + column["c_z"] * sigma * noise[n].to(dtype)
-        if extra is not None:
-            x_next = x_next + (column["c_e"] + column["c_v"] * sigma * sigma) * extra[n].to(dtype)
-        after = list(history)
-        for j in (0, 1):
-            if program.writes[row, j] >= 0:
-                after[program.writes[row, j]] = combine(f"g{j}")
-        results.append((x_next, column["s"] * x_next, torch.stack(after) if after else None))
-    x_next, x_in = (torch.stack([r[i] for r in results]) for i in (0, 1))
-    return x_next, x_in, None if slots is None else torch.stack([r[2] for r in results], dim=1)
+    x_next = combine("c")
+    if noise is not None:
+        x_next = x_next + column["c_z"] * sigma * noise.to(dtype)
+    if extra is not None:
+        x_next = x_next + (column["c_e"] + column["c_v"] * sigma * sigma) * extra.to(dtype)
+    after = list(history)
+    for j in (0, 1) if after else ():
+        written, targets = combine(f"g{j}"), expand(torch.from_numpy(program.writes[rows, j]), x)
+        after = [torch.where(targets == k, written, h) for k, h in enumerate(after)]
+    return x_next, column["s"] * x_next, torch.stack(after) if after else None
+
+
+def term(coefficient: Tensor, operand: Tensor) -> Tensor:
+    """Their product; an operand with coefficient 0 is not read."""
+    return torch.where(coefficient == 0, 0.0, coefficient * operand)
 
 
 def column_names(program: StepProgram) -> list[str]:

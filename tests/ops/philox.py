@@ -50,7 +50,7 @@ def expected_words(shape: tuple[int, ...], seed: int, draw: int, samples: list[i
     counters[..., 1] = draw % 2**32
     counters[..., 2] = np.array([s % 2**32 for s in samples], dtype=np.uint64).reshape(-1, 1)
     counters[..., 3] = np.array([((s >> 32) * 2**16 + stream) % 2**32 for s in samples], dtype=np.uint64).reshape(-1, 1)
-    return philox(seed, counters).reshape(shape[0], -1)[:, :size].reshape(shape).astype(np.int64)
+    return philox(seed, counters).reshape(shape[0], 4 * blocks)[:, :size].reshape(shape).astype(np.int64)
 
 
 def exact_normals(words: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from diffkern.ops import (
 from diffkern.ops._registry import OPS
 from diffkern.process.gaussian import ProcessTables
 from tests.ops import programs
-from tests.ops.cases import DTYPES, assert_as_good_as_eager, in_layout, memory_format, randn, same_bits
+from tests.ops.cases import DTYPES, in_layout, memory_format, randn, same_bits
 from tests.ops.solver_calls import make
 from tests.ops.test_q_sample import SIGMA, SIGNAL
 
@@ -166,46 +166,6 @@ def test_a_fake_mode_or_transform_leaves_nothing_behind(backend):
         assert type(found) is torch.Tensor
         expected = found if expected is None else expected
         assert same_bits(found, expected)
-
-
-def test_func_grad_is_the_gradient(backend):
-    x, weight = X, randn(4, seed=1)
-
-    def losses(x, weight):
-        yield (group_norm(x, 2, weight, activation="silu") ** 2).sum()
-        yield (q_sample(x, T, SIGNAL, SIGMA, seed=3) ** 2).sum()
-        yield (solver_step(x, x * 2, programs.PLAIN, 1, seed=3) ** 2).sum()
-        yield diffusion_loss(x, X, T, TABLES, target="v", weight=weight[:2], seed=3).mean()
-        yield diffusion_loss(2 * x, x, T, TABLES, target="x0").mean()
-
-    for number in range(5):
-        leaf = x.clone().requires_grad_()
-        (expected,) = torch.autograd.grad(list(losses(leaf, weight))[number], leaf)
-        found = torch.func.grad(lambda x, number=number: list(losses(x, weight))[number])(x)
-        assert_as_good_as_eager(found, expected.double(), expected, number)
-
-
-def test_vmap_is_a_loop(backend):
-    """Over images, over weights, and per-sample gradients (torch.func.vmap of grad)."""
-    x, weight = randn(3, 2, 4, 3, 5), randn(3, 4, seed=1)
-    program = programs.program(1, zero=("c_e", "c_v", "s"))
-    functions = [
-        lambda x, w: group_norm(x, 2, w, activation="silu"),
-        lambda x, w: q_sample(x, T, SIGNAL, SIGMA, noise=x + 1),
-        lambda x, w: solver_step(x, x + w[0], program, 1, noise=x * 2),
-        lambda x, w: diffusion_loss(x, X, T, TABLES, target="v", weight=w[:2], noise=x * 2),
-        lambda x, w: diffusion_loss(x, X, T, TABLES, seed=3),
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for number, function in enumerate(functions):
-            expected = torch.stack([function(x[i], weight[i]) for i in range(3)])
-            found = torch.func.vmap(function)(x, weight)
-            assert_as_good_as_eager(found, expected.double(), expected, number)
-            loss = lambda x, w, function=function: function(x, w).square().sum()  # noqa: E731
-            expected = torch.stack([torch.func.grad(loss)(x[i], weight[i]) for i in range(3)])
-            found = torch.func.vmap(torch.func.grad(loss))(x, weight)
-            assert_as_good_as_eager(found, expected.double(), expected, number)
 
 
 class Everything(torch.nn.Module):

@@ -9,7 +9,6 @@ from diffkern.ops import philox_normal, solver_step
 from tests.ops import programs
 from tests.ops.cases import (
     DTYPES,
-    LAYOUTS,
     Untouched,
     assert_as_good_as_eager,
     in_layout,
@@ -38,19 +37,6 @@ def check(call: Call, case: object) -> None:
     assert memory_format(results[0]) == memory_format(call.x)
     again = call.run(slots=None if call.slots is None else call.slots.clone())
     assert same_bits(again[0] if isinstance(again, tuple) else again, results[0])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_shape(backend, layout, dtype):
-    names = list(programs.ALL)
-    for number, shape in enumerate([*SHAPES, *EMPTY]):
-        if shape[0] == 0:
-            call = make(programs.CLIPPED, shape, layout=layout, dtype=dtype)
-            assert call.run().shape == shape
-            continue
-        for name in (names[number % 6], names[(number + 3) % 6]):
-            check(make(programs.ALL[name], shape, 1, layout=layout, dtype=dtype), (shape, name))
 
 
 @pytest.mark.parametrize("name", programs.ALL)
@@ -112,23 +98,6 @@ def test_generator_draws_what_randn_like_draws(backend, layout, dtype):
     x_next = call.run(generator=torch.Generator().manual_seed(5))
     torch.manual_seed(5)
     assert same_bits(x_next, call.run(noise=torch.randn_like(call.x)))
-
-
-@pytest.mark.parametrize("name", programs.ALL)
-def test_operands_of_another_dtype(backend, name):
-    """A 16-bit network under a float32 state, as under autocast, and the other way round."""
-    for dtype, output_dtype in [
-        (torch.float32, torch.bfloat16),
-        (torch.float32, torch.float16),
-        (torch.bfloat16, torch.float32),
-        (torch.float64, torch.float32),
-        (torch.float32, torch.float64),
-    ]:
-        call = make(programs.ALL[name], (2, 3, 5, 7), 1, dtype=dtype, output_dtype=output_dtype, guidance=2.0)
-        exact = call.oracle()
-        x_next = call.run(slots=None if call.slots is None else call.slots.clone())
-        x_next = x_next[0] if isinstance(x_next, tuple) else x_next
-        assert_as_good_as_eager(x_next, exact[0], call.oracle(dtype)[0], (name, dtype, output_dtype))
 
 
 def test_batches_may_be_split_anywhere(backend):

@@ -44,5 +44,6 @@ def threshold_scale(
     position = ratio * (x0.shape[1] - 1)
     low = int(position)
     ordered = x0.sort(dim=1).values
-    lower, upper = ordered[:, low], ordered[:, min(low + 1, x0.shape[1] - 1)]
+    # narrow, because an index would tie compiled code to this size.
+    lower, upper = (ordered.narrow(1, i, 1).squeeze(1) for i in (low, min(low + 1, x0.shape[1] - 1)))
     return torch.lerp(lower, upper, position - low).clamp(1.0, largest)

@@ -20,7 +20,7 @@ class Coefficients:
         columns = [per_sample(column, like) for column in rows.unbind(-1)]
         for name, column in zip(FIXED, columns, strict=False):
             setattr(self, name, column)
-        num_slots = (table.shape[1] - len(FIXED) - 6) // 3
+        num_slots = (len(columns) - len(FIXED) - 6) // 3
         first, width = len(FIXED), 3 + num_slots
         self.history = columns[first : first + num_slots]
         start = first + num_slots
