@@ -11,7 +11,8 @@ namespace DIFFKERN_ISA {
 template <class T, bool kSilu>
 static void forward(const GroupNormArgs& args) {
     if (!args.shape.channels_last)
-        return for_each_slab(args, [&](const Slab& slab) { slab_forward<T, kSilu>(args, slab); });
+        return for_each_slab(args,
+                             [&](const Slab& first, int64_t count) { slabs_forward<T, kSilu>(args, first, count); });
     for_each_sample(
         args.shape, args.num_threads, [](int64_t, ChannelSums&) {},
         [&](int64_t sample, int64_t chunk, ChannelSums& sums) { chunk_moments<T>(args, sample, chunk, sums); },
@@ -22,7 +23,10 @@ static void forward(const GroupNormArgs& args) {
 template <class T, bool kSilu>
 static void backward(const GroupNormBackwardArgs& args) {
     if (!args.forward.shape.channels_last)
-        return for_each_slab(args.forward, [&](const Slab& slab) { slab_backward<T, kSilu>(args, slab); });
+        return for_each_slab(args.forward, [&](const Slab& first, int64_t count) {
+            const int64_t channels = args.forward.shape.channels / args.forward.num_groups;
+            for (int64_t k = 0; k < count; ++k) slab_backward<T, kSilu>(args, next(first, k, channels));
+        });
     for_each_sample(
         args.forward.shape, args.forward.num_threads,
         [&](int64_t sample, ChannelSums& sums) { sample_parameters(args.forward, sample, sums); },

@@ -12,7 +12,7 @@
 namespace diffkern {
 namespace DIFFKERN_ISA {
 
-constexpr int kVectors = 4;  // channel vectors held in registers down a column of pixels
+constexpr int kVectors = 4;  // channel vectors whose coefficients stay in registers down a column of pixels
 
 struct PixelChunks {
     int64_t pixels, count;  // pixels a chunk, chunks a sample
@@ -56,7 +56,7 @@ struct ChannelSums {
     }
 };
 
-// Runs fn(c, vectors, lanes of the last one) over the channels, up to kVectors vectors at a time.
+// Runs fn(c, vectors, lanes of the last one) over the channels, kVectors at a time and then one by one.
 template <class Fn>
 DIFFKERN_INLINE void for_channel_columns(int64_t channels, Fn fn) {
     int64_t c = 0;
@@ -168,13 +168,22 @@ void chunk_apply(const GroupNormArgs& args, int64_t sample, int64_t chunk, Chann
     const int64_t channels = args.shape.channels, base = sample * args.shape.pixels * channels;
     const T* x = reinterpret_cast<const T*>(args.x) + base;
     T* y = reinterpret_cast<T*>(args.y) + base;
-    const float *a = sums.of(0), *b = sums.of(1), *mean = sums.of(2);
-    for (int64_t p = sums.chunks.first(chunk); p < sums.chunks.end(chunk, args.shape); ++p)
-        for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
-            const f32v z =
-                (load_n(x + p * channels + c, n) - load_n(mean + c, n)) * load_n(a + c, n) + load_n(b + c, n);
-            store_n(y + p * channels + c, activate<kSilu>(z), n);
-        });
+    const float *of_d = sums.of(0), *constant = sums.of(1), *mean = sums.of(2);
+    const int64_t first = sums.chunks.first(chunk), end = sums.chunks.end(chunk, args.shape);
+    for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
+        f32v a[kVectors], b[kVectors], m[kVectors];
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t i = c + v * kLanes;
+            a[v] = load_n(of_d + i, n);
+            b[v] = load_n(constant + i, n);
+            m[v] = load_n(mean + i, n);
+        }
+        for (int64_t p = first; p < end; ++p)
+            for (int v = 0; v < vectors; ++v) {
+                const int64_t i = p * channels + c + v * kLanes;
+                store_n(y + i, activate<kSilu>((load_n(x + i, n) - m[v]) * a[v] + b[v]), n);
+            }
+    });
 }
 
 // gamma', beta', mean and rstd per channel, for the backward pass.
@@ -255,15 +264,27 @@ void chunk_dx(const GroupNormBackwardArgs& args, int64_t sample, int64_t chunk, 
     T* dx = reinterpret_cast<T*>(args.dx) + base;
     const float *gamma = sums.of(0), *beta = sums.of(1), *mean = sums.of(2), *rstd = sums.of(3);
     const float *constant = sums.row(0, 0), *of_xhat = sums.row(0, 1);
-    for (int64_t p = sums.chunks.first(chunk); p < sums.chunks.end(chunk, args.forward.shape); ++p)
-        for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
-            const int64_t i = p * channels + c;
-            const f32v r = load_n(rstd + c, n), a = load_n(gamma + c, n) * r;
-            const f32v d = load_n(x + i, n) - load_n(mean + c, n);
-            const f32v dz = sizeof(T) == 4 ? load_n(dx + i, n)
-                                           : activation_backward<kSilu>(d * a + load_n(beta + c, n), load_n(dy + i, n));
-            store_n(dx + i, dz * a + (d * r * load_n(of_xhat + c, n) + load_n(constant + c, n)), n);
-        });
+    const int64_t first = sums.chunks.first(chunk), end = sums.chunks.end(chunk, args.forward.shape);
+    for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
+        f32v r[kVectors], a[kVectors], b[kVectors], m[kVectors], factor[kVectors], k[kVectors];
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t i = c + v * kLanes;
+            r[v] = load_n(rstd + i, n);
+            a[v] = load_n(gamma + i, n) * r[v];
+            b[v] = load_n(beta + i, n);
+            m[v] = load_n(mean + i, n);
+            factor[v] = load_n(of_xhat + i, n);
+            k[v] = load_n(constant + i, n);
+        }
+        for (int64_t p = first; p < end; ++p)
+            for (int v = 0; v < vectors; ++v) {
+                const int64_t i = p * channels + c + v * kLanes;
+                const f32v d = load_n(x + i, n) - m[v];
+                const f32v dz =
+                    sizeof(T) == 4 ? load_n(dx + i, n) : activation_backward<kSilu>(d * a[v] + b[v], load_n(dy + i, n));
+                store_n(dx + i, dz * a[v] + (d * r[v] * factor[v] + k[v]), n);
+            }
+    });
 }
 
 // Runs prepare(sample), first(sample, chunk), join(sample), second(sample, chunk) in that order for every sample.

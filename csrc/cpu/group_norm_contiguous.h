@@ -24,14 +24,17 @@ DeviationSums deviation_sums(const T* x, int64_t count, float center) {
             rest[u] += d;
             square[u] += d * d;
         }
+    for (; i + kLanes <= count; i += kLanes) {
+        const f32v d = load(x + i) - center;
+        rest[0] += d;
+        square[0] += d * d;
+    }
     DeviationSums sums = {0, 0};
-    for_lanes(i, count, [&](int64_t j, int n) DIFFKERN_LAMBDA {
-        const f32v d = load_n(x + j, n) - center;
-        for (int lane = 0; lane < n; ++lane) {
-            sums.first += d[lane];
-            sums.second += static_cast<double>(d[lane]) * d[lane];
-        }
-    });
+    for (; i < count; ++i) {
+        const float d = to_float(x[i]) - center;
+        sums.first += d;
+        sums.second += static_cast<double>(d) * d;
+    }
     sums.first += sum((rest[0] + rest[1]) + (rest[2] + rest[3]));
     sums.second += sum((square[0] + square[1]) + (square[2] + square[3]));
     return sums;
@@ -72,13 +75,23 @@ struct Slab {
     const float *gamma, *beta;
 };
 
+// The slab `by` further on in the same sample.
+inline Slab next(const Slab& slab, int64_t by, int64_t channels) {
+    return {slab.sample, slab.group + by, slab.gamma + by * channels, slab.beta + by * channels};
+}
+
+template <class T>
+Moments slab_statistics(const GroupNormArgs& args, const Slab& slab) {
+    const int64_t size = args.shape.channels / args.num_groups * args.shape.pixels;
+    return slab_moments(reinterpret_cast<const T*>(args.x) + (slab.sample * args.num_groups + slab.group) * size, size);
+}
+
 template <class T, bool kSilu>
-void slab_forward(const GroupNormArgs& args, const Slab& slab) {
+void slab_apply(const GroupNormArgs& args, const Slab& slab, const Moments& moments) {
     const int64_t channels = args.shape.channels / args.num_groups, pixels = args.shape.pixels;
     const int64_t index = slab.sample * args.num_groups + slab.group;
     const T* x = reinterpret_cast<const T*>(args.x) + index * channels * pixels;
     T* y = reinterpret_cast<T*>(args.y) + index * channels * pixels;
-    const Moments moments = slab_moments(x, channels * pixels);
     const auto rstd = static_cast<float>(moments.rstd(args.eps));
     const auto mean = static_cast<float>(moments.mean);
     const auto mean_rest = static_cast<float>(moments.mean - mean);
@@ -91,6 +104,21 @@ void slab_forward(const GroupNormArgs& args, const Slab& slab) {
         for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
             store_n(y + i, activate<kSilu>((load_n(x + i, n) - mean) * a + b), n);
         });
+    }
+}
+
+// Small slabs in batches that stay in the first-level cache: the sums of one do not wait for those of another, but its
+// output waits for its own.
+template <class T, bool kSilu>
+void slabs_forward(const GroupNormArgs& args, const Slab& first, int64_t count) {
+    constexpr int64_t kBatch = 16;
+    const int64_t channels = args.shape.channels / args.num_groups, size = channels * args.shape.pixels;
+    const int64_t fitting = kBlock / size < 1 ? 1 : kBlock / size, batch = fitting < kBatch ? fitting : kBatch;
+    Moments moments[kBatch];
+    for (int64_t start = 0; start < count; start += batch) {
+        const int64_t end = start + batch < count ? start + batch : count;
+        for (int64_t k = start; k < end; ++k) moments[k - start] = slab_statistics<T>(args, next(first, k, channels));
+        for (int64_t k = start; k < end; ++k) slab_apply<T, kSilu>(args, next(first, k, channels), moments[k - start]);
     }
 }
 
@@ -156,7 +184,7 @@ void slab_backward(const GroupNormBackwardArgs& args, const Slab& slab) {
 }
 
 // Slabs are small at the bottom of a U-Net: a task takes as many as make some 16 K values, and reads the parameters of
-// all its slabs of a sample at once.
+// all its slabs of a sample at once. Runs fn(first slab, how many).
 template <class Fn>
 void for_each_slab(const GroupNormArgs& args, Fn fn) {
     const int64_t slabs = args.shape.samples * args.num_groups, channels = args.shape.channels / args.num_groups;
@@ -170,7 +198,7 @@ void for_each_slab(const GroupNormArgs& args, Fn fn) {
             const int64_t here = args.num_groups - first < last - i ? args.num_groups - first : last - i;
             float *gamma = affine, *beta = gamma + here * channels;
             affine_row(args, sample, first * channels, here * channels, gamma, beta);
-            for (int64_t k = 0; k < here; ++k) fn({sample, first + k, gamma + k * channels, beta + k * channels});
+            fn({sample, first, gamma, beta}, here);
             i += here;
         }
     };
