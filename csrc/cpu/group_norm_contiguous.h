@@ -133,45 +133,56 @@ void slab_backward(const GroupNormBackwardArgs& args, const Slab& slab) {
     T* dx = reinterpret_cast<T*>(args.dx) + offset;
     const float mean = fwd.mean[index], rstd = fwd.rstd[index];
 
+    // Sums of dz and of dz d over [start, end) of channel c; dz is kept in dx for the second look.
+    const auto sums = [&](int64_t c, int64_t start, int64_t end, f32v& acc, f32v& acc_d) DIFFKERN_LAMBDA {
+        const int64_t base = c * pixels;
+        const float a = slab.gamma[c] * rstd, beta = slab.beta[c];
+        acc = acc_d = f32v{};
+        for_lanes(start, end, [&](int64_t i, int n) DIFFKERN_LAMBDA {
+            // A partial piece of dy is filled up with zeros, so its missing lanes add nothing (unless mean or rstd is
+            // NaN, and then the sums are NaN by right).
+            const f32v d = load_n(x + base + i, n) - mean;
+            const f32v dz = activation_backward<kSilu>(d * a + beta, load_n(dy + base + i, n));
+            acc += dz;
+            acc_d += dz * d;
+            if (sizeof(T) == 4) store_n(dx + base + i, dz, n);
+        });
+    };
     double group_dz = 0, group_dz_d = 0;
-    for (int64_t c = 0; c < channels; ++c) {
-        const int64_t channel = index * channels + c, base = c * pixels;
-        const float gamma = slab.gamma[c], beta = slab.beta[c], a = gamma * rstd;
+    const auto keep = [&](int64_t c, double total, double total_d) DIFFKERN_LAMBDA {
+        args.sum_dz[index * channels + c] = static_cast<float>(total);
+        args.sum_dz_xhat[index * channels + c] = static_cast<float>(total_d * rstd);
+        group_dz += slab.gamma[c] * total;
+        group_dz_d += slab.gamma[c] * total_d;
+    };
+    int64_t c = 0;
+    for (; pixels <= kBlock && c + 4 <= channels; c += 4) {
+        f32v acc[4], acc_d[4];
+        float total[4], total_d[4];
+        for (int k = 0; k < 4; ++k) sums(c + k, 0, pixels, acc[k], acc_d[k]);
+        sum_each(acc, total);
+        sum_each(acc_d, total_d);
+        for (int k = 0; k < 4; ++k) keep(c + k, total[k], total_d[k]);
+    }
+    for (; c < channels; ++c) {
         double total = 0, total_d = 0;
         for (int64_t start = 0; start < pixels; start += kBlock) {
-            const int64_t end = start + kBlock < pixels ? start + kBlock : pixels;
-            f32v acc = {}, acc_d = {};
-            for_lanes(start, end, [&](int64_t i, int n) DIFFKERN_LAMBDA {
-                // A partial piece of dy is filled up with zeros, so its missing lanes add nothing (unless mean or rstd
-                // is NaN, and then the sums are NaN by right).
-                const f32v d = load_n(x + base + i, n) - mean;
-                const f32v dz = activation_backward<kSilu>(d * a + beta, load_n(dy + base + i, n));
-                acc += dz;
-                acc_d += dz * d;
-                if (sizeof(T) == 4) store_n(dx + base + i, dz, n);  // kept for the second look
-            });
+            f32v acc, acc_d;
+            sums(c, start, start + kBlock < pixels ? start + kBlock : pixels, acc, acc_d);
             total += sum(acc);
             total_d += sum(acc_d);
         }
-        args.sum_dz[channel] = static_cast<float>(total);
-        args.sum_dz_xhat[channel] = static_cast<float>(total_d * rstd);
-        group_dz += gamma * total;
-        group_dz_d += gamma * total_d;
+        keep(c, total, total_d);
     }
 
-    if (channels * pixels == 1) {  // the normalised value is 0 whatever x is
-        store_n(dx,
-                activation_backward<kSilu>((load_n(x, 1) - mean) * slab.gamma[0] * rstd + slab.beta[0], load_n(dy, 1)) *
-                    0.0f,
-                1);
-        return;
-    }
+    if (channels * pixels == 1)  // the normalised value is 0 whatever x is; NaN stays
+        return store_n(dx, broadcast(static_cast<float>(0 * group_dz)), 1);
 
     // dx = rstd (gamma' dz - mean(gamma' dz) - x_hat mean(gamma' dz x_hat)), with x_hat = d rstd
     const double of_size = rstd / static_cast<double>(channels * pixels);
     const auto constant = static_cast<float>(-group_dz * of_size);
     const auto of_xhat = static_cast<float>(-group_dz_d * rstd * of_size);
-    for (int64_t c = 0; c < channels; ++c) {
+    for (c = 0; c < channels; ++c) {
         const int64_t base = c * pixels;
         const float beta = slab.beta[c], a = slab.gamma[c] * rstd;
         for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {

@@ -85,6 +85,22 @@ DIFFKERN_INLINE float sum(f32v v) {
 #endif
 }
 
+// The sums of four vectors, each as `sum` gives it, for less than a third of four calls.
+DIFFKERN_INLINE void sum_each(const f32v* v, float* out) {
+#ifdef __AVX2__
+    __m128 q[4];
+    for (int i = 0; i < 4; ++i) {
+        const __m256 eight = fold(v[i]);
+        q[i] = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    }
+    const __m128 first = _mm_add_ps(_mm_unpacklo_ps(q[0], q[1]), _mm_unpackhi_ps(q[0], q[1]));
+    const __m128 second = _mm_add_ps(_mm_unpacklo_ps(q[2], q[3]), _mm_unpackhi_ps(q[2], q[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(first, second), _mm_movehl_ps(second, first)));
+#else
+    for (int i = 0; i < 4; ++i) out[i] = sum(v[i]);
+#endif
+}
+
 // ---- loads and stores: unaligned, any storage type ---------------------------------------------------------------
 
 DIFFKERN_INLINE f32v load(const float* p) {
