@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from benchmarks import rows
-from benchmarks.compare import assert_close as assert_close
 from benchmarks.compare import measure, measure_copy_bandwidth
 from benchmarks.machine import machine
 from benchmarks.report import table

@@ -1,3 +1,5 @@
+#include <stdexcept>
+
 #include "bindings/convert.h"
 #include "cpu/group_norm.h"
 
@@ -8,6 +10,7 @@ namespace {
 Parameter parameter_of(const py::handle& o) {
     if (o.is_none()) return {};
     const auto t = py::reinterpret_borrow<py::tuple>(o);
+    if (pointer<const char>(t[0]) == nullptr) throw std::invalid_argument("a parameter has no memory");
     return {pointer<const char>(t[0]), dtype_of(t[1]), t[2].cast<int64_t>(), t[3].cast<int64_t>()};
 }
 

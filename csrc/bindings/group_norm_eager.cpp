@@ -99,6 +99,13 @@ py::object forward(const py::handle& x, const py::handle& num_groups, const py::
     return statistics ? py::object(py::make_tuple(y, statistics)) : y;
 }
 
+// (2, N, G), as `forward` made it: what hooks on saved tensors give back may be anything.
+bool holds_statistics(const TensorView& statistics, const GroupNormArgs& args) {
+    return statistics.dtype == DType::f32 && statistics.rank == 3 && statistics.shape[0] == 2 &&
+           statistics.shape[1] == args.shape.samples && statistics.shape[2] == args.num_groups &&
+           statistics.contiguous();
+}
+
 // A parameter's gradient, float32 and contiguous, with its address; nothing there for an absent parameter.
 struct Gradient {
     py::object tensor = py::none();
@@ -119,9 +126,13 @@ py::object backward(const py::handle& dy, const py::handle& x, const py::handle&
                     const py::handle& num_groups, bool silu, const py::tuple& wanted, int num_threads) {
     const auto view = view_of(x), dy_view = view_of(dy), statistics_view = view_of_new(statistics);
     if (!view || !dy_view || !statistics_view || dy_view->dtype != view->dtype) return py::none();
+    if (!dy_view->same_shape(*view)) return py::none();
     const auto shape = plain_shape(*view);
     GroupNormArgs args{};
     if (!shape || !read_parameters(*view, weight, bias, scale, shift, args)) return py::none();
+    args.shape = *shape;
+    args.num_groups = num_groups.cast<int64_t>();
+    if (!holds_statistics(*statistics_view, args)) return py::none();
     if (!(shape->channels_last ? dy_view->channels_last() : dy_view->contiguous())) return py::none();
     py::object dx = empty_like(x);
     const auto dx_view = view_of_new(dx);
@@ -131,8 +142,6 @@ py::object backward(const py::handle& dy, const py::handle& x, const py::handle&
         if (!make_gradient(parameters[i], wanted[i].ptr() == Py_True, gradients[i])) return py::none();
     if (!dx_view) return py::none();
 
-    args.shape = *shape;
-    args.num_groups = num_groups.cast<int64_t>();
     args.dtype = view->dtype;
     args.x = view->data;
     args.silu = silu;

@@ -1,5 +1,6 @@
 #include "bindings/tensor.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace diffkern {
@@ -72,6 +73,10 @@ bool TensorView::contiguous() const {
     return true;
 }
 
+bool TensorView::same_shape(const TensorView& other) const {
+    return rank == other.rank && std::equal(shape, shape + rank, other.shape);
+}
+
 bool TensorView::channels_last() const {
     if (rank < 3) return false;
     if (shape[1] != 1 && strides[1] != 1) return false;
@@ -101,7 +106,10 @@ std::optional<TensorView> view_of_new(const py::handle& tensor) {
     }
     const auto dtype = floating(t.dtype);
     if (t.device.type != dlpack::kCPU || !dtype) return {};
-    return TensorView{static_cast<char*>(t.data) + t.byte_offset, *dtype, t.rank, t.shape, t.strides};
+    const TensorView view{static_cast<char*>(t.data) + t.byte_offset, *dtype, t.rank, t.shape, t.strides};
+    // Zeros that autograd only promises, and storage that was freed, have sizes but no memory.
+    if (t.data == nullptr && view.numel() != 0) return {};
+    return view;
 }
 
 bool requires_grad(const py::handle& tensor) {

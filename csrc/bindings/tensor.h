@@ -23,11 +23,12 @@ struct TensorView {
 
     int64_t numel() const;
     bool contiguous() const;
+    bool same_shape(const TensorView& other) const;
     // (N, C, *spatial) in memory as (N, *spatial, C)
     bool channels_last() const;
 };
 
-// The view of a torch.Tensor or Parameter (no subclass) in CPU memory with a floating dtype; nothing for all else.
+// The view of a torch.Tensor or Parameter (no subclass) in CPU memory, with a floating dtype; nothing for all else.
 std::optional<TensorView> view_of(const py::handle& tensor);
 
 // The same for a tensor that was made here.

@@ -1,6 +1,7 @@
 // Every op on 1 to 4 threads: bitwise the same results, and under ThreadSanitizer no race.
 #include "cpu/philox_normal.h"
 #include "cpu/q_sample.h"
+#include "tests/diffusion_loss_case.h"
 #include "tests/group_norm_case.h"
 #include "tests/solver_case.h"
 #include "tests/thread_pool.h"
@@ -84,6 +85,21 @@ TEST(threads, solver_step) {
                     if (solver.x_in) written.push_back(solver.x_in->buffer);
                     for (const TensorPtr& slot : solver.slots) written.push_back(slot->buffer);
                     return written;
+                });
+}
+
+// Also more chunks in a sample than it has parts.
+TEST(threads, diffusion_loss) {
+    std::vector<SampleShape> threaded(std::begin(kThreaded), std::end(kThreaded));
+    threaded.push_back({2, 3, 50001, false});
+    for (const SampleShape& shape : threaded)
+        for (const LossTarget target : kTargets)
+            for (const DType dtype : kFloat32AndBelow)
+                check_threads("diffusion_loss", [&](int num_threads) {
+                    Random random(16);
+                    const DiffusionLossCase loss(shape, target, dtype, true, random);
+                    diffusion_loss(loss.args(true, num_threads));
+                    return std::vector<Buffer>{loss.loss, loss.grad.buffer};
                 });
 }
 

@@ -15,7 +15,10 @@ OperandTuple = tuple[int, int, int]
 
 
 def cpu_only(x: Tensor) -> str | None:
-    return None if x.device.type == "cpu" else f"the native kernels are for CPU tensors, this one is on {x.device}"
+    if x.device.type != "cpu":
+        return f"the native kernels are for CPU tensors, this one is on {x.device}"
+    # Freed storage, and what functionalisation wraps: torch has its own answer to each.
+    return None if x.data_ptr() or not x.numel() else "the tensor has no memory of its own"
 
 
 def sample_shape(x: Tensor) -> tuple[int, int, int, bool]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from diffkern import backends
@@ -67,6 +68,8 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
+        if _in_forward_mode():
+            _refuse_tangents(self.name, args)
         road = _road(args)
         if road == "direct":
             return self.run(*args)
@@ -78,7 +81,7 @@ class Op:
 
     def bypasses_autograd(self, args: Sequence[Any]) -> bool:
         """Whether a call would be no more than `run`: then an op may hand `run` buffers to write into."""
-        return _road(args) == "direct"
+        return not _in_forward_mode() and _road(args) == "direct"
 
     def run(self, *args: Any) -> Any:
         """Runs the chosen backend on real tensors, below autograd.
@@ -125,18 +128,36 @@ class _Backend(NamedTuple):
 
 def in_plain_eager_mode() -> bool:
     """Whether nobody is looking on: no tracing, no mode, no transform of torch.func and no `explain`."""
-    return not (
+    return not (_recorded() or torch._C._are_functorch_transforms_active() or _in_forward_mode() or _explaining)
+
+
+def _recorded() -> bool:
+    """Whether the call is traced, or happens in a mode."""
+    return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or _explaining
+        or torch._C._is_tracing()
     )
+
+
+def _in_forward_mode() -> bool:
+    """Whether tensors may carry tangents of torch.autograd.forward_ad."""
+    return forward_ad._current_level >= 0
+
+
+def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
+    """No op passes tangents on; torch would drop them without a word. torch.func's own have torch.func's error."""
+    if torch._C._are_functorch_transforms_active():
+        return
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+            raise NotImplementedError(f"diffkern.ops: {name} has no forward-mode derivative")
 
 
 def _road(args: Sequence[Any]) -> str:
     """Which way a call goes: "direct", "autograd", "functorch" or "dispatcher"."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+    if _recorded():
         return "dispatcher"
     if torch._C._are_functorch_transforms_active():
         return "functorch"
@@ -144,8 +165,9 @@ def _road(args: Sequence[Any]) -> str:
     for arg in args:
         kind = type(arg)
         if kind is torch.Tensor or kind is Parameter:
-            # A view that negates when read (a conjugate's imaginary part), and autograd's batched gradients.
-            if arg.is_neg() or torch._C._functorch.is_legacy_batchedtensor(arg):
+            # A view that negates when read (a conjugate's imaginary part), zeros without memory, and autograd's
+            # batched gradients.
+            if arg.is_neg() or arg._is_zerotensor() or torch._C._functorch.is_legacy_batchedtensor(arg):
                 return "dispatcher"
             wants_grad = wants_grad or arg.requires_grad
         elif isinstance(arg, torch.Tensor):

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffkern import backends
 
 _BLOCK = 16  # torch's; a shorter tensor is drawn in another way
+_DRAWING = threading.Lock()  # torch locks a generator for the length of a draw; its lock is not to be had from here
 _PIECE_FROM = 2**17  # elements a thread must have for starting it to pay
 
 
@@ -26,7 +27,8 @@ def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
     pieces = min(torch.get_num_threads(), out.numel() // _PIECE_FROM)
     if pieces < 2 or not _divisible(out, generator):
         return out.normal_(generator=generator)
-    _draw(out.view(-1), generator, pieces)
+    with _DRAWING:
+        _draw(out.view(-1), generator, pieces)
     return out
 
 
@@ -48,7 +50,7 @@ def _draw(out: Tensor, generator: torch.Generator, pieces: int) -> None:
     size = out.numel() // pieces // _BLOCK * _BLOCK
     bounds = [*range(0, pieces * size, size), out.numel()]
     start = generator.get_state()
-    generators = [generator, *(torch.Generator() for _ in range(pieces - 1))]
+    generators = [generator, *(torch.Generator("cpu") for _ in range(pieces - 1))]
     failures: list[BaseException] = []
 
     def draw(k: int) -> None:
@@ -79,10 +81,10 @@ def _pieces_equal_whole() -> bool:
     """Whether this torch draws as described above: its generator's layout is its own affair, so it is tried once."""
     if backends.unavailable("native") is not None:
         return False
-    whole, halves = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    whole, halves = torch.Generator("cpu").manual_seed(1), torch.Generator("cpu").manual_seed(1)
     if whole.get_state().numel() != backends.native_module().torch_generator_bytes:
         return False
-    expected = torch.empty(2999).normal_(generator=whole)
+    expected = torch.empty(2999, dtype=torch.float32, device="cpu").normal_(generator=whole)
     drawn = torch.empty_like(expected)
     try:
         _draw(drawn, halves, 2)

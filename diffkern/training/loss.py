@@ -77,5 +77,7 @@ class _MeanLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("SimpleLoss has no second derivative: its gradient cannot be taken with create_graph")
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None, None

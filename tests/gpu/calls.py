@@ -1,14 +1,14 @@
-"""One call of every differentiable op: its inputs by name, on the CPU in float64, and a function of them."""
+"""Calls of the ops that take tensors: their inputs by name, on the CPU in float64, and a function of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffkern.ops import group_norm, q_sample, solver_step
+from diffkern.ops import diffusion_loss, diffusion_loss_and_grad, group_norm, q_sample, solver_step
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.solvers import StepProgram, build
 
@@ -20,6 +20,7 @@ TIMES = (0, 500, 999)
 class OpCall(NamedTuple):
     inputs: dict[str, Tensor]
     function: Callable[..., Tensor]
+    differentiable: bool = True
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -45,6 +46,17 @@ def calls() -> dict[str, OpCall]:
         rows = torch.tensor(TIMES, device=x.device)
         return solver_step(x, model_output, program, rows, seed=2**63 + 5, samples=7)
 
+    def loss(model_output: Tensor, x0: Tensor, **rest: Any) -> Tensor:
+        t = torch.tensor(TIMES, device=x0.device)
+        return diffusion_loss(model_output, x0, t, PROCESS.tables(x0.device), **rest)
+
+    def loss_gradient(model_output: Tensor, x0: Tensor, **rest: Any) -> Tensor:
+        t = torch.tensor(TIMES, device=x0.device)
+        return diffusion_loss_and_grad(model_output, x0, t, PROCESS.tables(x0.device), scale=0.5, **rest)[1]
+
+    output, noise = {"model_output": randn(*SHAPE, seed=7)}, {"noise": randn(*SHAPE, seed=8)}
+    counter = {"seed": 3, "draw": 2, "samples": 11}
+
     return {
         "group_norm": OpCall({"x": x + 3, **affine}, lambda x, **rest: group_norm(x, 4, **rest)),
         "group_norm, scale-shift, SiLU": OpCall(
@@ -53,6 +65,17 @@ def calls() -> dict[str, OpCall]:
         "q_sample, noise given": OpCall({"x0": x, "noise": randn(*SHAPE, seed=5)}, noised),
         "q_sample, noise generated": OpCall({"x0": x}, lambda x0: noised(x0, seed=3, draw=2, samples=11)),
         "solver_step": OpCall({"x": x, "model_output": randn(*SHAPE, seed=6)}, stepped),
+        "diffusion_loss, eps given": OpCall(
+            {**output, **noise}, lambda model_output, noise: loss(model_output, torch.zeros_like(noise), noise=noise)
+        ),
+        "diffusion_loss, x0": OpCall({**output, "x0": x}, lambda **rest: loss(target="x0", **rest)),
+        "diffusion_loss, v generated": OpCall({**output, "x0": x}, lambda **rest: loss(target="v", **counter, **rest)),
+        "diffusion_loss_and_grad, v given": OpCall(
+            {**output, "x0": x, **noise}, lambda **rest: loss_gradient(target="v", **rest), differentiable=False
+        ),
+        "diffusion_loss_and_grad, v generated": OpCall(
+            {**output, "x0": x}, lambda **rest: loss_gradient(target="v", **counter, **rest), differentiable=False
+        ),
     }
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch.autograd import forward_ad
 
 from diffkern import backends
 from diffkern.ops import group_norm
@@ -162,3 +167,96 @@ def test_changed_input_is_noticed():
     doubled.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def without_memory(x):
+    x.untyped_storage().resize_(0)
+    return x
+
+
+def test_tensors_without_memory_are_not_read(taken):
+    x, weight, *_ = tensors((2, 8, 4, 4))
+    zeros = torch._efficientzerotensor(x.shape)
+    assert not group_norm(zeros, 4, activation="silu").any()
+    with pytest.raises(RuntimeError, match="storage"):
+        group_norm(without_memory(x.clone()), 4)
+    with pytest.raises(ValueError, match="no memory"):
+        group_norm(x, 4, without_memory(weight))
+    functional = torch._to_functional_tensor(x.clone())
+    torch.testing.assert_close(torch._from_functional_tensor(group_norm(functional, 4)), group_norm(x, 4))
+    assert taken == [False] * 4 + [True]
+    leaf = x.clone().requires_grad_()
+    assert not torch.autograd.grad(group_norm(leaf, 4), leaf, zeros)[0].any()
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize(("before", "after"), [((1, 8, 2, 2), (64, 8, 9, 9)), ((64, 8, 9, 9), (1, 8, 2, 2))])
+def test_another_shape_behind_autograds_back(monkeypatch, before, after, short):
+    if not short:
+        monkeypatch.setattr(eager, "group_norm", lambda *args: None)
+    x = torch.randn(before, requires_grad=True)
+    y = group_norm(x, 4, activation="silu")
+    x.data = torch.randn(after)
+    with pytest.raises(RuntimeError, match="x had shape"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("change", [lambda s: s[:, :1], lambda s: s.bfloat16()], ids=["smaller", "another dtype"])
+def test_other_statistics_from_hooks(change):
+    x = torch.randn(64, 8, 3, 3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: change(t) if t.dim() == 3 else t):
+        y = group_norm(x, 4)
+    with pytest.raises(RuntimeError, match="statistics came back as"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(reentrant):
+    x, weight, bias, *_ = (v.requires_grad_() for v in tensors((2, 8, 4, 4)))
+
+    def block(x):
+        return group_norm(x, 4, weight, bias, activation="silu").square()
+
+    expected = torch.autograd.grad(block(x).sum(), [x, weight, bias])
+    torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant).sum().backward()
+    assert all(torch.equal(a.grad, b) for a, b in zip((x, weight, bias), expected, strict=True))
+
+
+def test_traced_by_torch_jit():
+    x, other = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda x: group_norm(x, 4), x)
+    assert torch.equal(traced(other), group_norm(other, 4))
+
+
+def test_no_second_derivative():
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    (slope,) = torch.autograd.grad(group_norm(x, 4).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="group_norm_backward has no derivative"):
+        torch.autograd.grad(slope.sum(), x)
+
+
+def test_no_forward_mode_derivative():
+    x = torch.randn(2, 8, 4, 4)
+    with forward_ad.dual_level():
+        assert torch.equal(group_norm(x, 4), group_norm(x.clone(), 4))
+        with pytest.raises(NotImplementedError, match="group_norm has no forward-mode derivative"):
+            group_norm(forward_ad.make_dual(x, x), 4)
+        with pytest.raises(NotImplementedError, match="group_norm has no forward-mode derivative"):
+            group_norm(x, 4, forward_ad.make_dual(torch.ones(8), torch.ones(8)))
+
+
+def test_no_reference_is_kept():
+    x, weight, bias, scale, shift = (v.requires_grad_() for v in tensors((2, 8, 4, 4)))
+    held = [x, weight, bias, scale, shift, torch.float32, torch.empty_like, torch.empty]
+
+    def call():
+        y = group_norm(x, 4, weight, bias, scale=scale, shift=shift)
+        torch.autograd.grad(y.sum(), [x, weight, bias, scale, shift])
+
+    call()
+    before = [sys.getrefcount(one) for one in held]
+    for _ in range(100):
+        call()
+    assert all(abs(sys.getrefcount(one) - count) < 50 for one, count in zip(held, before, strict=True))

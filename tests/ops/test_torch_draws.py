@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -128,3 +130,33 @@ def test_failure_leaves_the_generator(monkeypatch, threads):
     with pytest.raises(RuntimeError, match="no"):
         normal_like(torch.empty(threads * FROM), generator)
     assert torch.equal(generator.get_state(), before)
+
+
+def test_threads_that_share_a_generator_draw_different_numbers(threads):
+    generator, like, seen = torch.Generator().manual_seed(0), torch.empty(threads * FROM), []
+
+    def draw():
+        seen.extend(normal_like(like, generator)[0].item() for _ in range(10))
+
+    workers = [threading.Thread(target=draw) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    alone = torch.Generator().manual_seed(0)
+    assert sorted(seen) == sorted(normal_like(like, alone)[0].item() for _ in range(30))
+
+
+@pytest.mark.parametrize("default", ["device", "dtype"])
+def test_defaults_of_torch_change_nothing(default):
+    _torch_draws._pieces_equal_whole.cache_clear()
+    try:
+        if default == "device":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+        assert _torch_draws._pieces_equal_whole()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+        _torch_draws._pieces_equal_whole.cache_clear()

@@ -60,6 +60,15 @@ def test_the_loss_is_the_mean_squared_error_against_the_noise_of_its_counter(pre
     torch.testing.assert_close(found, gradient, rtol=rtol, atol=1e-5)
 
 
+def test_the_loss_has_no_second_derivative():
+    loss = SimpleLoss(tiny_process(), seed=3, null_label=None, label_dropout=0, device=torch.device("cpu"))
+    factor = torch.tensor(2.0, requires_grad=True)
+    x0 = torch.rand(6, 1, 4, 4)
+    value = loss(lambda x_t, t: factor**2 * x_t, x0, torch.zeros(6), torch.tensor(7), torch.arange(6))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(value, factor, create_graph=True)
+
+
 def test_draws_depend_on_step_and_position_alone_and_cover_their_ranges():
     seen = []
 
