@@ -101,7 +101,8 @@ def test_exported(case):
 def loss_of(case: OpCase, spec: Spec, name: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """A number as a function of one argument, with something of every result in it."""
     inputs = case.make(spec)
-    weights = [randn(*spec.shape, seed=30 + i) for i in range(case.differentiable_results)]
+    results = case.call(inputs, None)[: case.differentiable_results]
+    weights = [randn(*r.shape, seed=30 + i) for i, r in enumerate(results)]
 
     def loss(value: Tensor) -> Tensor:
         results = case.call(inputs | {name: value}, None)
