@@ -64,10 +64,9 @@ class Loss {
                 if (kTarget == LossTarget::eps) {
                     residual = residual - eps;
                 } else {
-                    // One product a sum: multiply-adds can be made of it in one way only, so that the loss has the same
-                    // bits with and without the gradient.
-                    residual = residual - signal_ * eps;
-                    residual = residual + sigma_ * x0_.load(i, n);
+                    // The target first: subtracted one by one, both terms would be rounded at the size of a large m.
+                    // Which product is fused is said, so that the loss has the same bits with and without the gradient.
+                    residual = residual - multiply_subtract(signal_, eps, sigma_ * x0_.load(i, n));
                 }
             }
             if (kGrad) grad_.store(i, slope_ * residual, n);

@@ -22,7 +22,7 @@ DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
 DIFFKERN_INLINE f32v round(f32v v) {
     return reinterpret_cast<f32v>(_mm512_roundscale_ps(reinterpret_cast<Register>(v), 0x08));
 }
-// a b - c, rounded once: said outright, since compilers contract as their options have it.
+// a b - c, rounded once where the hardware can: said outright, since compilers contract as their options have it.
 DIFFKERN_INLINE f32v multiply_subtract(f32v a, f32v b, f32v c) {
     return reinterpret_cast<f32v>(
         _mm512_fmsub_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b), reinterpret_cast<Register>(c)));
@@ -89,6 +89,10 @@ DIFFKERN_INLINE f32v at_most(f32v v, float limit) {
 DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
     return reinterpret_cast<f32v>(_mm256_max_ps(reinterpret_cast<Register>(v), _mm256_set1_ps(limit)));
 }
+DIFFKERN_INLINE f32v multiply_subtract(f32v a, f32v b, f32v c) {
+    return reinterpret_cast<f32v>(
+        _mm256_fmsub_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b), reinterpret_cast<Register>(c)));
+}
 DIFFKERN_INLINE bool any(i32v condition) {
     return _mm256_movemask_ps(reinterpret_cast<Register>(condition)) != 0;
 }
@@ -140,6 +144,9 @@ DIFFKERN_INLINE f32v at_most(f32v v, float limit) {
 }
 DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
     return v > limit ? v : limit - f32v{};
+}
+DIFFKERN_INLINE f32v multiply_subtract(f32v a, f32v b, f32v c) {
+    return a * b - c;
 }
 DIFFKERN_INLINE bool any(i32v condition) {
     return (condition[0] | condition[1] | condition[2] | condition[3]) != 0;

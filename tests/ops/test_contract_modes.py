@@ -46,37 +46,25 @@ def function_of(case: OpCase, spec: Spec) -> tuple[Callable[..., Results], list[
 
 
 @every_form
-def test_compiled(case):
-    """In one graph, with gradients where there are any; results bit for bit, strides too. Gradients may be summed in
-    another order.
-    """
-    function, names, tensors = function_of(case, Spec(SHAPE, layout="channels_last"))
-    for name, tensor in zip(names, tensors, strict=True):
-        tensor.requires_grad_(name in case.differentiable)
-    leaves = [t for t in tensors if t.requires_grad]
-    found, expected = torch.compile(function, fullgraph=True, backend="aot_eager")(*tensors), function(*tensors)
-    for f, e in zip(found, expected, strict=True):
-        assert same_bits(f.detach(), e.detach())
-        assert f.stride() == e.stride()
-    if not leaves:
-        return
-    count = case.differentiable_results
-    dy = [randn(*r.shape, seed=9 + i) for i, r in enumerate(found[:count])]
-    pairs = zip(*(torch.autograd.grad(r[:count], leaves, dy) for r in (found, expected)), strict=True)
-    for f, e in pairs:
-        assert_as_good_as_eager(f, e.double(), e, case.name)
-
-
-@every_form
 def test_compiled_for_any_shape(case):
-    """With dynamic shapes a second shape compiles nothing."""
-    inputs, other = case.make(Spec(SHAPE)), case.make(Spec(OTHER_SHAPE))
+    """In one graph, with gradients where there are any; results bit for bit, strides too. Gradients may be summed in
+    another order. A second shape compiles nothing.
+    """
     fast = torch.compile(lambda inputs: case.call(inputs, None), fullgraph=True, backend="aot_eager", dynamic=True)
-    fast(inputs)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        found = fast(other)
-    for f, e in zip(found, case.call(other, None), strict=True):
-        assert same_bits(f, e)
+    for shape in (SHAPE, OTHER_SHAPE):
+        inputs = case.make(Spec(shape, layout="channels_last"))
+        leaves = [inputs[name].requires_grad_() for name in case.differentiable]
+        with torch._dynamo.config.patch(error_on_recompile=shape != SHAPE):
+            found = fast(inputs)
+        expected = case.call(inputs, None)
+        for f, e in zip(found, expected, strict=True):
+            assert same_bits(f.detach(), e.detach())
+            assert f.stride() == e.stride()
+        if leaves:
+            count = case.differentiable_results
+            dy = [randn(*r.shape, seed=9 + i) for i, r in enumerate(found[:count])]
+            for f, e in zip(*(torch.autograd.grad(r[:count], leaves, dy) for r in (found, expected)), strict=True):
+                assert_as_good_as_eager(f, e.double(), e, case.name)
 
 
 class Module(torch.nn.Module):
@@ -101,7 +89,8 @@ def test_exported(case):
 def loss_of(case: OpCase, spec: Spec, name: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """A number as a function of one argument, with something of every result in it."""
     inputs = case.make(spec)
-    weights = [randn(*spec.shape, seed=30 + i) for i in range(case.differentiable_results)]
+    results = case.call(inputs, None)[: case.differentiable_results]
+    weights = [randn(*r.shape, seed=30 + i) for i, r in enumerate(results)]
 
     def loss(value: Tensor) -> Tensor:
         results = case.call(inputs | {name: value}, None)

@@ -85,7 +85,9 @@ class OpCase:
         user of eager PyTorch would have written.
     differentiable: arguments to which gradients flow; per_sample: those of them whose gradient is per sample.
     differentiable_results: how many results, the first ones, pass a gradient on.
-    buffers: arguments that a call writes (it is given copies). for_formula: values that the formula alone is given.
+    reduced_results: how many results, the first ones, are one number a sample in the arithmetic's dtype.
+    buffers: arguments that a call writes (it is given copies), handed back as the last results, one for each entry of
+        their first axis. for_formula: values that the formula alone is given.
     allowed(dtype) -> the dtypes other than x's that an argument may have.
     """
 
@@ -96,6 +98,7 @@ class OpCase:
     differentiable: tuple[str, ...] = ()
     per_sample: tuple[str, ...] = ()
     differentiable_results: int = 1
+    reduced_results: int = 0
     buffers: tuple[str, ...] = ()
     for_formula: tuple[str, ...] = ()
     allowed: Callable[[torch.dtype], Mapping[str, tuple[torch.dtype, ...]]] = lambda dtype: {}
@@ -109,6 +112,12 @@ class OpCase:
 
     def runs_on(self, backend: str, dtype: torch.dtype) -> bool:
         return backend != "native" or dtype in self.native_dtypes
+
+
+def first_operand(inputs: Inputs) -> Tensor | None:
+    """What dtype and memory format follow; None for an op whose first argument is no tensor."""
+    first = next(iter(inputs.values()))
+    return first if isinstance(first, Tensor) else None
 
 
 def in_dtype(inputs: Inputs, dtype: torch.dtype) -> Inputs:
