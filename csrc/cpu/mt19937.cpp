@@ -33,7 +33,8 @@ void advance_torch_generator(char* bytes, int64_t count) {
     TorchState state;
     static_assert(sizeof state < kTorchGeneratorBytes, "torch keeps more than this behind it");
     std::memcpy(&state, bytes, sizeof state);
-    bool valid = state.seeded == 1 && state.left >= 1 && state.left <= kWords && state.next <= kWords && count >= 0;
+    bool valid = state.seeded == 1 && state.left >= 1 && state.left <= kWords && state.next <= kWords && count >= 0 &&
+                 (state.next == 0 || state.left + state.next == kWords + 1);
     uint32_t words[kWords];
     for (int k = 0; k < kWords; ++k) {
         valid = valid && state.words[k] <= 0xffffffffu;

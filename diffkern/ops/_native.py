@@ -52,7 +52,10 @@ def sample_dense(x: Tensor, channels_last: bool, dtype: torch.dtype | None = Non
 
 def operand(x: Tensor) -> OperandTuple:
     """(address, dtype code, elements between samples) of a tensor from `sample_dense`, which must outlive the call."""
-    return x.data_ptr(), DTYPE_CODES[x.dtype], x.stride(0)
+    address = x.data_ptr()
+    if address == 0 and x.numel():
+        raise RuntimeError(f"a tensor of shape {tuple(x.shape)} has no memory: its storage was freed")
+    return address, DTYPE_CODES[x.dtype], x.stride(0)
 
 
 def counter_source(seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> tuple[int, int, bool, int, bool, int]:

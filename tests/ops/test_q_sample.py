@@ -104,3 +104,10 @@ def test_float16_near_its_end(backend):
     x0 = torch.full((1, 2, 3, 3), 6e4, dtype=torch.float16)
     x_t = q_sample(x0, torch.tensor([0]), SIGNAL, SIGMA, noise=torch.zeros_like(x0))
     assert same_bits(x_t, (SIGNAL[0] * 6e4).half().expand(x0.shape))
+
+
+def test_freed_memory_is_an_error(backend):
+    x0, noise = torch.zeros(2, 4), torch.zeros(2, 4)
+    noise.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError):
+        q_sample(x0, torch.zeros(2, dtype=torch.int64), SIGNAL, SIGMA, noise=noise)
