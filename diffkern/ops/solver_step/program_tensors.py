@@ -34,6 +34,6 @@ def _made(program: StepProgram, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(program.coefficients, device=device), torch.tensor(program.writes, device=device)
 
 
-# A trace takes the result as a constant; if it saw the arrays, an exported program would be left with fake tensors. This
-# is what the decorator torch.compiler.assume_constant_result does, without the second that loading dynamo takes.
+# A trace takes the result as a constant; if it saw the arrays, an exported program would be left with fake tensors.
+# This is what torch.compiler.assume_constant_result does, without the second that loading dynamo takes.
 _made._dynamo_marked_constant = True  # type: ignore[attr-defined]
