@@ -3,7 +3,8 @@
 The whole product would be 100,000 calls of each form of an op (contract/). Instead each gets about 120, a pairwise
 design: every two values of two different axes meet in some cell, in particular every shape with every kind of values
 and every layout with every dtype. The design is a function of the axes and a seed (covering.py), so it is the same in
-every run. Each backend runs all of it, and each instruction set the native part of it (test_instruction_sets.py).
+every run. Each backend runs all of it, and each instruction set the native cells with gradients (under
+`slow` all native ones: test_instruction_sets.py).
 
 In each cell: arguments keep every bit, their surroundings too; outputs are poisoned, and nothing beside them is
 written; results and gradients are within one rounding and the error of eager PyTorch of a float64 oracle; memory format

@@ -47,9 +47,9 @@ def diffusion_loss(
     tables: `GaussianProcess.tables(device)`: float64 (or float32) (T,). Their values are read for target "v".
     loss: "mse", the only one so far. weight: (N,), float32 or float64, or None for 1.
     Noise, for targets "eps" and "v": exactly one of noise, of x0's shape and any floating dtype; seed (with draw,
-        samples, stream: see philox_normal), ε is then computed inside the pass and again in the backward pass, in
-        float32 whatever x0's dtype; generator, the numbers of torch.randn_like(x0). With target "x0" a source may be
-        given and is ignored: nothing is drawn.
+        samples, stream: see philox_normal), ε is then computed inside the pass and again in the backward pass, in the
+        arithmetic's dtype whatever x0's; generator, the numbers of torch.randn_like(x0). With target "x0" a source may
+        be given and is ignored: nothing is drawn.
 
     Returns (N,), float32 (float64 for float64 model_output), as is the arithmetic; the mean runs over all axes but the
     first, summed in blocks that are joined in double, always in the same order. The mean of an empty sample is NaN,
