@@ -46,6 +46,22 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("address"), "The address of GOMP_parallel in the OpenMP runtime that torch uses; 0 runs serially.");
     m.def("has_parallel", &has_parallel);
     m.def(
+        "run_in_team",
+        [](const py::function& function, int count) {
+            auto body = [&](int64_t task) {
+                const py::gil_scoped_acquire acquire;
+                try {
+                    function(task);
+                } catch (py::error_already_set& error) {  // must not leave the runtime's thread
+                    error.discard_as_unraisable("diffkern._cpu.run_in_team");
+                }
+            };
+            const py::gil_scoped_release release;
+            parallel_for(count, count, body);
+        },
+        py::arg("function"), py::arg("count"),
+        "Calls function(0 .. count - 1), which must not raise, on the threads that kernels run on.");
+    m.def(
         "advise_huge_pages",
         [](std::uintptr_t address, int64_t bytes) { advise_huge_pages(reinterpret_cast<void*>(address), bytes); },
         py::arg("address"), py::arg("bytes"), "For a large output that is about to be written whole.");

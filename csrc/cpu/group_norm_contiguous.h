@@ -182,7 +182,7 @@ void slab_backward(const GroupNormBackwardArgs& args, const Slab& slab) {
     const double of_size = rstd / static_cast<double>(channels * pixels);
     const auto constant = static_cast<float>(-group_dz * of_size);
     const auto of_xhat = static_cast<float>(-group_dz_d * rstd * of_size);
-    for (c = 0; c < channels; ++c) {
+    for (c = channels - 1; c >= 0; --c) {  // the last ones are still in the first-level cache
         const int64_t base = c * pixels;
         const float beta = slab.beta[c], a = slab.gamma[c] * rstd;
         for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {

@@ -64,12 +64,8 @@ def _draw(out: Tensor, generator: torch.Generator, pieces: int) -> None:
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=draw, args=(k,)) for k in range(1, pieces)]
-    for thread in threads:
-        thread.start()
-    draw(0)
-    for thread in threads:
-        thread.join()
+    # Threads of our own would compete with the kernels' ones, which wait for work by spinning.
+    backends.native_module().run_in_team(draw, pieces)
     if failures:
         generator.set_state(start)
         raise failures[0]

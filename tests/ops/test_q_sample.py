@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffkern.backends import unavailable, use_backend
 from diffkern.ops import philox_normal, q_sample
 from tests.ops import oracles
 from tests.ops.cases import (
