@@ -99,4 +99,5 @@ def test_solver_step_against_diffusers(compare, device, noise):
         bytes_moved=case.bytes_moved,
         check=case.check if own else check,
         check_baseline=check,
+        headline=True,
     )
