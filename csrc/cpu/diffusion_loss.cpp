@@ -7,24 +7,10 @@
 // it, and the parts of a sample by the caller's thread at the end.
 #include "cpu/diffusion_loss.h"
 
+#include <initializer_list>
+
 namespace diffkern {
 namespace DIFFKERN_ISA {
-
-// float32 values, read without asking for their type; Cursor<float> asks.
-struct FloatCursor {
-    float* base;
-
-    FloatCursor(const Operand& op, int64_t sample)
-        : base(op.data ? reinterpret_cast<float*>(op.data) + sample * op.sample_stride : nullptr) {
-    }
-
-    DIFFKERN_INLINE f32v load(int64_t i, int n) const {
-        return load_n(base + i, n);
-    }
-    DIFFKERN_INLINE void store(int64_t i, f32v v, int n) const {
-        store_n(base + i, v, n);
-    }
-};
 
 template <LossTarget kTarget, bool kGrad, class Data>
 class Loss {
@@ -126,13 +112,14 @@ static void run_parts(const DiffusionLossArgs& args, const Parts& parts) {
 
 template <LossTarget kTarget>
 static void run_target(const DiffusionLossArgs& args, const Parts& parts) {
-    auto is_float = [](const Operand& op) { return !op || op.dtype == DType::f32; };
-    const bool all_float = is_float(args.model_output) && is_float(args.x0) && is_float(args.noise);
+    bool all_float = true;
+    for (const Operand& operand : {args.model_output, args.x0, args.noise, args.grad})
+        all_float = all_float && operand.absent_or(DType::f32);
     if (args.grad)
-        all_float ? run_parts<kTarget, true, FloatCursor>(args, parts)
+        all_float ? run_parts<kTarget, true, Plain<float>>(args, parts)
                   : run_parts<kTarget, true, Cursor<float>>(args, parts);
     else
-        all_float ? run_parts<kTarget, false, FloatCursor>(args, parts)
+        all_float ? run_parts<kTarget, false, Plain<float>>(args, parts)
                   : run_parts<kTarget, false, Cursor<float>>(args, parts);
 }
 

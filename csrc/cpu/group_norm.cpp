@@ -3,6 +3,7 @@
 #include "cpu/group_norm.h"
 
 #include "cpu/group_norm_channels_last.h"
+#include "cpu/group_norm_channels_last_backward.h"
 #include "cpu/group_norm_contiguous.h"
 
 namespace diffkern {

@@ -71,7 +71,7 @@ Bounded DiffusionLossCase::residual(int64_t sample, int64_t i) const {
         generated_ ? noise_at(source_.args(), shape, sample, i, DType::f32) : Bounded(noise.at(sample, i), kFloat);
     if (target == LossTarget::eps) return m - eps;
     const auto step = static_cast<size_t>(t_[static_cast<size_t>(sample)]);
-    return m - coefficient(signal_[step], kFloat) * eps + coefficient(sigma_[step], kFloat) * start;
+    return m - (coefficient(signal_[step], kFloat) * eps - coefficient(sigma_[step], kFloat) * start);
 }
 
 Bounded DiffusionLossCase::expected_grad(int64_t sample, int64_t i) const {
