@@ -59,7 +59,7 @@ def operand(x: Tensor) -> OperandTuple:
 
 
 def counter_source(seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> tuple[int, int, bool, int, bool, int]:
-    """The bindings' `source`; the tensors are contiguous (see `contiguous_index`) and must outlive the call."""
+    """The bindings' `source`; the tensors are contiguous and must outlive the call."""
     return seed.data_ptr(), draw.data_ptr(), draw.dim() > 0, samples.data_ptr(), samples.dim() > 0, stream
 
 

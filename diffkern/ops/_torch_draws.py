@@ -9,6 +9,7 @@ generator that was moved to where the piece begins.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 
 import torch
@@ -19,6 +20,16 @@ from diffkern import backends
 _BLOCK = 16  # torch's; a shorter tensor is drawn in another way
 _DRAWING = threading.Lock()  # torch locks a generator for the length of a draw; its lock is not to be had from here
 _PIECE_FROM = 2**17  # elements a thread must have for starting it to pay
+
+
+def _unlock() -> None:
+    """In a forked child: whoever held the lock is not there to give it back."""
+    global _DRAWING
+    _DRAWING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:

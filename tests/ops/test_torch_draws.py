@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -159,3 +160,26 @@ def test_defaults_of_torch_change_nothing(default):
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
         _torch_draws._pieces_equal_whole.cache_clear()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_fork_while_another_thread_draws(run_python):
+    """The child has the lock as it was, and nobody who would release it. (torch's own parallel calls hang there.)"""
+    code = """
+import os, signal
+import torch
+from diffkern.ops import _torch_draws
+torch.set_num_threads(2)
+like = torch.empty(2 * _torch_draws._PIECE_FROM)
+def drawn():
+    return _torch_draws.normal_like(like, torch.Generator().manual_seed(0)).numpy().tobytes()
+expected = torch.empty_like(like).normal_(generator=torch.Generator().manual_seed(0)).numpy().tobytes()
+assert drawn() == expected
+with _torch_draws._DRAWING:  # as another thread would hold it
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if drawn() == expected else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    assert run_python(code) == "0"

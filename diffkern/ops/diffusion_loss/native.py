@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._native import (
     OperandTuple,
     counter_source,
     cpu_only,
     num_threads,
     operand,
+    output_like,
     sample_dense,
     sample_shape,
 )
@@ -26,7 +26,7 @@ def diffusion_loss(*arguments: Any) -> Tensor:
 
 
 def diffusion_loss_and_grad(*arguments: Any) -> tuple[Tensor, Tensor]:
-    grad = empty_like_layout(arguments[0])
+    grad = output_like(arguments[0])
     return _run(grad, *arguments), grad
 
 
