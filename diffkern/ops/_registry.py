@@ -27,7 +27,15 @@ from diffkern import backends
 
 LIBRARY = torch.library.Library("diffkern", "DEF")
 OPS: dict[str, Op] = {}
-_explaining = 0  # how many calls of `explain` are under way
+
+
+class _Explaining(threading.local):
+    """The op whose call this thread wants explained: it stops where a backend would run."""
+
+    op: Op | None = None
+
+
+_EXPLAINING = _Explaining()
 
 
 class Op:
@@ -88,6 +96,8 @@ class Op:
 
         Further arguments after the schema's go to the backend as they are.
         """
+        if _EXPLAINING.op is self:
+            raise _CalledWith(self, args)
         forced = backends.forced_backend()
         for name in self.preference if forced is None else (forced,):
             backend = self._backends.get(name) or self._load(name)
@@ -128,7 +138,7 @@ class _Backend(NamedTuple):
 
 def in_plain_eager_mode() -> bool:
     """Whether nobody is looking on: no tracing, no mode, no transform of torch.func and no `explain`."""
-    return not (_recorded() or torch._C._are_functorch_transforms_active() or _in_forward_mode() or _explaining)
+    return not (_recorded() or torch._C._are_functorch_transforms_active() or _in_forward_mode() or _EXPLAINING.op)
 
 
 def _recorded() -> bool:
@@ -260,26 +270,16 @@ def _explanation(op: Op, reasons: dict[str, str | None]) -> str:
 
 def _arguments_of(op: Op, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
     """The schema's arguments that the public function makes of a call, without running it."""
-    global _explaining
-    run, thread = op.run, threading.get_ident()
-
-    def stop(*arguments: Any) -> Any:
-        if threading.get_ident() != thread:
-            return run(*arguments)
-        raise _CalledWith(op, arguments)
-
     generator = kwargs.get("generator")
     state = generator.get_state() if isinstance(generator, torch.Generator) else None
-    op.run = stop  # type: ignore[method-assign]
-    _explaining += 1
+    _EXPLAINING.op = op
     try:
         with torch.no_grad():
             function(*args, **kwargs)
     except _CalledWith as called:
         return called.arguments
     finally:
-        _explaining -= 1
-        op.run = run  # type: ignore[method-assign]
+        _EXPLAINING.op = None
         if isinstance(generator, torch.Generator) and state is not None:
             generator.set_state(state)
     raise AssertionError(f"{op.name} returned without reaching its backend")
