@@ -11,6 +11,7 @@ from diffkern.backends import native_module
 from diffkern.ops._layout import is_channels_last
 from diffkern.ops._native import (
     OperandTuple,
+    about_to_write,
     cpu_only,
     num_threads,
     operand,
@@ -141,6 +142,8 @@ def _history(
     for k, target in enumerate(targets):
         if slots_out is None or (target is not None and not _writable(target, x, read)):
             history[k] = output_like(x).copy_(history[k])
+        elif target is not None:
+            about_to_write(target)
     return history
 
 
