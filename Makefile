@@ -92,7 +92,6 @@ format: install
 	$(CLANG_FORMAT) -i $(CPP)
 
 $(VENV)/bench.stamp: $(BUILT)
-	$(PY) -m pip install --quiet -c constraints.txt 'diffkern[bench]'
 	touch $@
 
 bench: install $(BENCH_DEPENDENCIES)
