@@ -150,8 +150,9 @@ def _each(slots: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
 def _written(slots: Sequence[Tensor], program: StepProgram, row: int | Tensor) -> list[Tensor | None]:
     """The slots that the row may write, None in the place of the others."""
     number = python_int(row)
-    writes = (program.writes if number is None else program.writes[number]).ravel().tolist() if slots else []
-    return [slot if k in writes else None for k, slot in enumerate(slots)]
+    if number is not None:
+        return [slot if k in program.written[number] else None for k, slot in enumerate(slots)]
+    return [slot if any(k in row for row in program.written) else None for k, slot in enumerate(slots)]
 
 
 def _store(values: Tensor, slots: Tensor | Sequence[Tensor] | None, program: StepProgram, row: int | Tensor) -> None:
