@@ -51,7 +51,7 @@ class SpacedDiffusion(GaussianDiffusion):
 
 
 class _WrappedModel:
-    """`model(x, ts, …)` called with the original process's timesteps in the place of its own, ts (N,)."""
+    """`model(x, ts, …)` called with the original process's timesteps in the place of its own, ts (N,), int64."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class _WrappedModel:
         self._maps = {} if maps is None else maps
 
     def __call__(self, x: Tensor, ts: Tensor, **kwargs: Any) -> Tensor:
-        original = self._map(ts.device)[ts].to(ts.dtype)
+        original = self._map(ts.device).index_select(0, ts)
         if self.rescale_timesteps:
             original = original.float() * (1000.0 / self.original_num_steps)
         return self.model(x, original, **kwargs)
