@@ -53,7 +53,7 @@ def randn_like(like: Tensor, generator: Generators = None) -> Tensor:
 
 
 def skip_randn_like(like: Tensor) -> None:
-    """Leaves torch's default generator of like's device as `randn_like(like)` would, for a draw that nobody looks at."""
+    """Leaves torch's default generator of like's device as `randn_like(like)` would: for a draw nobody looks at."""
     if like.device.type == "cpu":
         skip_normal_like(like, torch.default_generator)
     else:

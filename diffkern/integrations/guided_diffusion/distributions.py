@@ -44,9 +44,9 @@ class Distributions(Tables):
         source = noise_source(self.noise, x_start) if noise is None else {"noise": noise}
         return ops.q_sample(  # type: ignore[return-value]
             at_least_float32(x_start),
-            self._checked(t.expand(len(x_start)) if t.shape == (1,) else t, x_start),
-            self._tensor("sqrt_alphas_cumprod", t.device),
-            self._tensor("sqrt_one_minus_alphas_cumprod", t.device),
+            self._checked(t, x_start),
+            self._tensor("sqrt_alphas_cumprod", x_start.device),
+            self._tensor("sqrt_one_minus_alphas_cumprod", x_start.device),
             **source,
         )
 
@@ -142,6 +142,7 @@ class Distributions(Tables):
         self, output: Tensor, x: Tensor, t: Tensor, clip_denoised: bool, denoised_fn: DenoisedFn
     ) -> dict[str, Tensor]:
         """`p_mean_variance` of a network's output."""
+        output = at_least_float32(output)
         variance, log_variance = self._variance(output, x, t)
         output = output[:, : x.shape[1]] if self._learns_variance else output
         if self.model_mean_type == ModelMeanType.START_X:
@@ -181,8 +182,12 @@ class Distributions(Tables):
             return
         channels = f"with {self.model_var_type} it gives 2C channels, the mean's and the variance's"
         if not learned:
-            channels = f"with {self.model_var_type} it gives C channels; for 2C set a learned model_var_type (learn_sigma)"
-        raise ValueError(f"model returned shape {tuple(output.shape)}; for x of {tuple(x.shape)} it must be {wanted}: {channels}")
+            channels = (
+                f"with {self.model_var_type} it gives C channels; for 2C set a learned model_var_type (learn_sigma)"
+            )
+        raise ValueError(
+            f"model returned shape {tuple(output.shape)}; for x of {tuple(x.shape)} it must be {wanted}: {channels}"
+        )
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ classifier, Dhariwal & Nichol 2021 (2105.05233).
 
 from __future__ import annotations
 
+
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -76,7 +78,7 @@ class GaussianDiffusion(Steps):
         device: torch.device | str | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Samples of `shape` (N, C, …), float32, by all the ancestral steps: the last of `p_sample_loop_progressive`."""
+        """Samples of `shape` (N, C, …), float32, by all ancestral steps: the last of `p_sample_loop_progressive`."""
         return _last(
             self.p_sample_loop_progressive(
                 model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress
@@ -127,7 +129,7 @@ class GaussianDiffusion(Steps):
         progress: bool = False,
         eta: float = 0.0,
     ) -> Tensor:
-        """Samples of `shape` (N, C, …), float32, by all the steps of DDIM: the last of `ddim_sample_loop_progressive`."""
+        """Samples of `shape` (N, C, …), float32, by all steps of DDIM: the last of `ddim_sample_loop_progressive`."""
         return _last(
             self.ddim_sample_loop_progressive(
                 model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, eta
@@ -190,11 +192,7 @@ class GaussianDiffusion(Steps):
 
 
 def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
-    final = None
-    for final in steps:
-        pass
-    assert final is not None, "a diffusion has at least one step"
-    return final["sample"]
+    return collections.deque(steps, maxlen=1)[0]["sample"]
 
 
 def _device_of(model: Model, noise: Tensor | None) -> torch.device:

@@ -162,11 +162,9 @@ class Steps(Distributions):
         )
 
     def _program(self, make: Callable[..., StepProgram], *options: Any) -> StepProgram:
-        return self._once((make, *options), lambda: make(self, *options))  # type: ignore[no-any-return]
+        return self._once((make, *options), lambda: make(self, *options))
 
-    def _terms(
-        self, make: Callable[..., tuple[np.ndarray, ...]], x: Tensor, t: Tensor, *options: Any
-    ) -> list[Tensor]:
+    def _terms(self, make: Callable[..., tuple[np.ndarray, ...]], x: Tensor, t: Tensor, *options: Any) -> list[Tensor]:
         """The tables that `make` returns, at t."""
         tables = self._once(
             (make, x.device, *options), lambda: [torch.tensor(c, device=x.device) for c in make(self, *options)]
@@ -184,7 +182,7 @@ class Steps(Distributions):
     def _masked(self, source: dict[str, Any], x: Tensor, t: Tensor) -> Tensor:
         """A step's unit noise as a tensor like x, 0 where t = 0."""
         if "noise" in source:
-            return source["noise"] * (t != 0).reshape(-1, *[1] * (x.dim() - 1))  # type: ignore[no-any-return]
+            return source["noise"] * (t != 0).reshape(-1, *[1] * (x.dim() - 1))
         like = at_least_float32(x.detach())
         return solver_step(like, like, self._program(programs.masked_noise), t, **source)  # type: ignore[return-value]
 

@@ -96,19 +96,22 @@ class Tables:
         return self._made[key]
 
     def _checked(self, t: Tensor, x: Tensor) -> Tensor:
-        """t as int64 (N,) for the samples of x; ValueError or TypeError naming it where it cannot be that."""
-        return _checked_index(t, x, [(len(x),)], len(self.betas))
+        """t as int64 (N,) for the samples of x; ValueError or TypeError naming it where it cannot be that.
+
+        A single timestep (1,) is all of theirs.
+        """
+        return _checked_index(t, x, [(len(x),), (1,)], len(self.betas)).expand(len(x))
 
     def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """The table called `name` at t (N,) or (1,), to broadcast over `like` (N, …).
 
         float32, as the peer has it whatever like's dtype is, or float64 for a float64 `like`.
         """
-        return gathered(self._tensor(name, t.device), t, like)
+        return gathered(self._tensor(name, like.device), t, like)
 
     def _tensor(self, name: str, device: torch.device) -> Tensor:
         """The table called `name` as a float64 tensor (T,) on `device`."""
-        return self._once((name, device), lambda: torch.tensor(_table(self, name), device=device))  # type: ignore[no-any-return]
+        return self._once((name, device), lambda: torch.tensor(_table(self, name), device=device))
 
 
 def _extract_into_tensor(arr: np.ndarray, timesteps: Tensor, broadcast_shape: Sequence[int]) -> Tensor:
@@ -162,7 +165,7 @@ def _table(diffusion: Tables, name: str) -> np.ndarray:
             return -diffusion.posterior_mean_coef2 / diffusion.posterior_mean_coef1
         case "score_to_xstart":
             return score_to_xstart(diffusion)
-    return getattr(diffusion, name)  # type: ignore[no-any-return]
+    return getattr(diffusion, name)
 
 
 def model_variance(diffusion: Tables) -> tuple[np.ndarray, np.ndarray]:

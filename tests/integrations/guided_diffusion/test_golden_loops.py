@@ -26,9 +26,7 @@ def test_loop(loop, run, monkeypatch):
     if run == "p_sample_loop":
         outs = diffusion.p_sample_loop_progressive(stub_model(variance), x_T.shape, **arguments)
     else:
-        outs = diffusion.ddim_sample_loop_progressive(
-            stub_model(variance), x_T.shape, **arguments, eta=float(run[-3:])
-        )
+        outs = diffusion.ddim_sample_loop_progressive(stub_model(variance), x_T.shape, **arguments, eta=float(run[-3:]))
     kept = GOLDEN[f"{stored}/kept"].tolist()
     samples = [out["sample"].numpy() for out in outs]
     assert len(samples) == diffusion.num_timesteps

@@ -85,7 +85,7 @@ def test_distributions(key):
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-@pytest.mark.parametrize("case", map("/".join, CASES))
+@pytest.mark.parametrize("case", ["/".join(case) for case in CASES])
 def test_p_mean_variance(case, clip):
     stored = f"{case}/clip{int(clip)}"
     if f"{stored}/mean" not in GOLDEN:
@@ -100,7 +100,7 @@ def test_p_mean_variance(case, clip):
 
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("case", map("/".join, CASES))
+@pytest.mark.parametrize("case", ["/".join(case) for case in CASES])
 def test_p_sample(case, road, clip):
     stored = f"{case}/clip{int(clip)}"
     if f"{stored}/p_sample" not in GOLDEN:
