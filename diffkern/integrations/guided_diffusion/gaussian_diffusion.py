@@ -6,7 +6,6 @@ classifier, Dhariwal & Nichol 2021 (2105.05233).
 
 from __future__ import annotations
 
-
 import collections
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
