@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffkern.integrations.draws import check_noise
 from diffkern.integrations.guided_diffusion.types import LossType, ModelMeanType, ModelVarType
 from diffkern.ops._checks import check_index
 from diffkern.ops._indices import check_values, gather
+from diffkern.ops._registry import in_plain_eager_mode
 from diffkern.process import GaussianProcess
 
 _OF_THE_PROCESS = (
@@ -92,7 +94,9 @@ class Tables:
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returned when it was first asked for under `key`, until an attribute changes."""
         if key not in self._made:
-            self._made[key] = make()
+            # What is made here is no business of torch.compile, which cannot trace it.
+            compiler = sys.modules.get("torch._dynamo")
+            self._made[key] = make() if compiler is None else compiler.disable(make)()
         return self._made[key]
 
     def _checked(self, t: Tensor, x: Tensor) -> Tensor:
@@ -135,7 +139,8 @@ def _checked_index(t: Tensor, x: Tensor, shapes: Sequence[tuple[int, ...]], size
     if isinstance(t, Tensor) and t.dtype == torch.int32:
         t = t.long()
     check_index("t", t, "x", x, shapes)
-    check_values("t", t, size)
+    if in_plain_eager_mode():  # a trace cannot look
+        check_values("t", t, size)
     return t
 
 

@@ -238,6 +238,26 @@ def test_gradients_reach_x_and_the_model_through_sample_and_x0(step, options):
     assert not getattr(diffusion(), step)(model, x.detach(), t, **options)["sample"].requires_grad
 
 
+@pytest.mark.parametrize(("step", "options"), STEP_CALLS)
+def test_under_compile_and_transforms(step, options):
+    x, t = inputs()
+    d = diffusion()
+
+    def stepped(x):
+        return getattr(d, step)(model, x, t, clip_denoised=False, **options)["sample"]
+
+    # Compiled first, when nothing that a first step makes is there.
+    compiled, _ = seeded(torch.compile(stepped, backend="eager"), x)
+    expected, _ = seeded(stepped, x)
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=2e-5)
+    batched, _ = seeded(torch.func.vmap(stepped, randomness="same"), torch.stack([x, x]))
+    torch.testing.assert_close(batched[1], expected, rtol=1e-5, atol=2e-5)
+    (_, tangent), _ = seeded(torch.func.jvp, stepped, (x,), (torch.ones_like(x),))
+    h = 1e-3
+    (above, _), (below, _) = (seeded(stepped, x + s * h) for s in (1, -1))
+    torch.testing.assert_close(tangent, (above - below) / (2 * h), rtol=0.02, atol=0.02)
+
+
 def recording_device(seen):
     def network(x, t):
         seen.append(t.device.type)
