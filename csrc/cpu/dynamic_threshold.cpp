@@ -14,6 +14,8 @@
 namespace diffkern {
 namespace DIFFKERN_ISA {
 
+static_assert(16 % kLanes == 0, "threshold_scratch counts on vectors of 16 values at most");
+
 DIFFKERN_INLINE f32v absolute(f32v v) {
     return as_float(as_bits(v) & 0x7fffffffu);
 }
