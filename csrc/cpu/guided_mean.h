@@ -18,14 +18,13 @@ class GuidedMean {
           cond_(args.cond, sample),
           guided_(static_cast<bool>(args.cond)),
           rescaled_(args.guidance_rescale != nullptr),
-          scale_(broadcast(guided_ ? static_cast<Real>(args.guidance_scale[args.guidance_per_sample ? sample : 0])
-                                   : Real{})),
+          scale_(guided_ ? static_cast<Real>(args.guidance_scale[args.guidance_per_sample ? sample : 0]) : Real{0}),
           rescale_(rescaled_ ? static_cast<Real>(args.guidance_rescale[sample]) : Real{1}) {
     }
 
     DIFFKERN_INLINE Vec<Real> load(int64_t i, int n) const {
         Vec<Real> m = uncond_.load(i, n);
-        if (guided_) m = multiply_add(scale_, cond_.load(i, n) - m, m);
+        if (guided_) m = multiply_add(broadcast(scale_), cond_.load(i, n) - m, m);
         if (rescaled_) m = m * rescale_;
         return m;
     }
@@ -33,8 +32,7 @@ class GuidedMean {
  private:
     Access uncond_, cond_;
     bool guided_, rescaled_;
-    Vec<Real> scale_;
-    Real rescale_;
+    Real scale_, rescale_;
 };
 
 // a_x x + a_m m; an operand whose coefficient is 0 is not looked at.

@@ -52,7 +52,6 @@ class Row {
           slot0_(args.writes[2 * row_]),
           slot1_(args.writes[2 * row_ + 1]),
           x_(args.x, sample),
-          mean_(args, sample),
           var_(args.var, sample),
           extra_(args.extra, sample),
           noise_(args.noise, sample),
@@ -82,10 +81,11 @@ class Row {
         const V high = broadcast(static_cast<Real>(args_.clip_high) * s);
         const Real input_scale = static_cast<Real>(c_[kScale]);
         const V zero = broadcast(static_cast<Real>(0));
+        const GuidedMean<Real, Access> mean(args_, sample_);
 
         for_lanes(first, end, [&](int64_t i, int n) DIFFKERN_LAMBDA {
             const V x = need_x ? x_.load(i, n) : zero;
-            const V m = need_m ? mean_.load(i, n) : zero;
+            const V m = need_m ? mean.load(i, n) : zero;
             V x0 = zero;
             if (need_x0) {
                 x0 = predicted_x0(a_x, x, a_m, m);
@@ -156,9 +156,7 @@ class Row {
     const double* c_;
     Combination<Real> state_, write0_, write1_;
     int64_t slot0_, slot1_;
-    Access x_;
-    GuidedMean<Real, Access> mean_;
-    Access var_, extra_, noise_, out_, x_in_;
+    Access x_, var_, extra_, noise_, out_, x_in_;
     int64_t sample_;
 };
 

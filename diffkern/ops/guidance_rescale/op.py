@@ -48,7 +48,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return guidance_rescale_backward(*ctx.saved_tensors, ctx.phi, grad), None, None
+    model_output, guidance_scale = ctx.saved_tensors
+    return guidance_rescale_backward(model_output, guidance_scale, ctx.phi, grad), None, None
 
 
 OP = Op(
