@@ -7,4 +7,7 @@ from diffkern.process.schedules import cosine_betas as cosine_betas
 from diffkern.process.schedules import linear_betas as linear_betas
 from diffkern.process.schedules import make_betas as make_betas
 from diffkern.process.schedules import scaled_linear_betas as scaled_linear_betas
+from diffkern.process.sigmas import SIGMA_SPACINGS as SIGMA_SPACINGS
+from diffkern.process.sigmas import space_sigmas as space_sigmas
+from diffkern.process.sigmas import timesteps_of_sigmas as timesteps_of_sigmas
 from diffkern.process.spacing import space_timesteps as space_timesteps

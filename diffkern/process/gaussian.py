@@ -14,8 +14,8 @@ from diffkern.process.spacing import respaced_betas, space_timesteps
 if TYPE_CHECKING:
     import torch
 
-PREDICTIONS = ("eps", "x0", "v")
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+PREDICTIONS = ("eps", "x0", "v", "x_prev", "flow")
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
 
 class ProcessTables(NamedTuple):
@@ -29,17 +29,19 @@ class GaussianProcess:
     """q(x_t | x_{t−1}) = N(√(1−β_t)·x_{t−1}, β_t·I), and what the network says about its reverse.
 
     `betas` (T,) in (0, 1]. t is 0-based everywhere: t = 0 has one step of noise. `prediction` is what the network's
-    output means: "eps", "x0", or "v" = √ᾱ·ε − √(1−ᾱ)·x0. `variance` is the reverse step's: "fixed_small" (β̃_t),
-    "fixed_large" (β_t, but β̃_1 at t = 0), or "learned_range" (the network's further C channels interpolate between
-    log β̃_t and log β_t; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15). `timestep_map` (T,) is what the network is
-    given at each t; by default t itself, after respacing the timestep of the original process.
+    output means: "eps", "x0", "v" = √ᾱ·ε − √(1−ᾱ)·x0, "x_prev" (the mean of x_{t−1}), or "flow" = ε − x0. `variance` is
+    the reverse step's: "fixed_small" (β̃_t), "fixed_large" (β_t, but β̃_1 at t = 0), "learned" (the network's further C
+    channels are its logarithm), or "learned_range" (they interpolate between log β̃_t and log β_t; Nichol & Dhariwal
+    2021, arXiv 2102.09672, eq. 15). `timestep_map` (T,) is what the network is given at each t; by default t itself,
+    after respacing the timestep of the original process.
 
     The attributes are read-only float64 arrays (T,), named as in OpenAI's code: `betas`, `alphas_cumprod` (ᾱ_t),
     `alphas_cumprod_prev` (ᾱ_{t−1}, 1 at t = 0), `sqrt_alphas_cumprod`, `sqrt_one_minus_alphas_cumprod`,
     `log_one_minus_alphas_cumprod`, and of the posterior (Ho et al. 2020, arXiv 2006.11239, eq. 7)
     q(x_{t−1} | x_t, x0) = N(coef1·x0 + coef2·x_t, β̃_t·I): `posterior_mean_coef1`, `posterior_mean_coef2`,
     `posterior_variance`, `posterior_log_variance_clipped` (β̃_0 = 0 replaced by β̃_1 before the logarithm).
-    `model_variance` and `model_log_variance` are those of a fixed reverse variance, None for "learned_range".
+    `model_variance` and `model_log_variance` are those of a fixed reverse variance, None for a learned one;
+    `channel_variance` is "fixed", "learned" or "learned_range": what the network's further channels say.
 
     Raises ValueError for betas, a prediction, a variance or a map that are none of these.
     """
@@ -52,11 +54,12 @@ class GaussianProcess:
         timestep_map: ArrayLike | None = None,
     ) -> None:
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction is {prediction!r}; supported today: {', '.join(map(repr, PREDICTIONS))}")
+            raise ValueError(f"prediction is {prediction!r}; it may be one of {', '.join(map(repr, PREDICTIONS))}")
         if variance not in VARIANCES:
-            raise ValueError(f"variance is {variance!r}; supported today: {', '.join(map(repr, VARIANCES))}")
+            raise ValueError(f"variance is {variance!r}; it may be one of {', '.join(map(repr, VARIANCES))}")
         self.prediction = prediction
         self.variance = variance
+        self.channel_variance = variance if variance.startswith("learned") else "fixed"
         self.betas = check_betas(betas)
         self.num_timesteps = len(self.betas)
         self.timestep_map = np.array(np.arange(self.num_timesteps) if timestep_map is None else timestep_map)
@@ -114,30 +117,45 @@ class GaussianProcess:
         )
 
     def conversion(self, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tables p, q (T,) with target = p·x_t + q·source, for source and target among "eps", "x0" and "v".
+        """Tables p, q (T,) with target = p·x_t + q·source, for source and target among PREDICTIONS.
 
-        They follow from x_t = s·x0 + σ·ε and v = s·ε − σ·x0, s = √ᾱ, σ = √(1−ᾱ) (Salimans & Ho 2022,
-        arXiv 2202.00512, appendix D). Where ᾱ_t = 0 (a last β of 1), x_t says nothing of x0, and the two conversions
-        from eps are infinite.
+        They follow from x_t = s·x0 + σ·ε with s = √ᾱ, σ = √(1−ᾱ), from v = s·ε − σ·x0 (Salimans & Ho 2022,
+        arXiv 2202.00512, appendix D), flow = ε − x0, and x_prev = coef1·x0 + coef2·x_t. Where ᾱ_t = 0 (a last β of 1),
+        x_t says nothing of x0, and the conversions from eps are infinite; at t = 0, x_prev is x0.
         """
         for name, value in (("source", source), ("target", target)):
             if value not in PREDICTIONS:
-                raise ValueError(f"{name} is {value!r}; supported today: {', '.join(map(repr, PREDICTIONS))}")
+                raise ValueError(f"{name} is {value!r}; it may be one of {', '.join(map(repr, PREDICTIONS))}")
+        if source == target:
+            return np.zeros(self.num_timesteps), np.ones(self.num_timesteps)
+        # Each is p·x_t + q·x0 …
+        p, q = self._of_x0(target)
+        of_x, of_source = self._of_x0(source)
+        if source == "x0":
+            return p, q
+        if {source, target} == {"eps", "v"}:
+            # … but x0 need not be had in between: these two know each other where it cannot.
+            s, sigma = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
+            if source == "v":
+                return sigma, s
+            with np.errstate(divide="ignore"):
+                return -sigma / s, 1 / s
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x0_of_x, x0_of_source = -of_x / of_source, 1 / of_source
+            return p + q * x0_of_x, q * x0_of_source
+
+    def _of_x0(self, target: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tables p, q (T,) with target = p·x_t + q·x0."""
         s, sigma = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
-        with np.errstate(divide="ignore"):
-            match source, target:
-                case "eps", "x0":
-                    return 1 / s, -sigma / s
-                case "eps", "v":
-                    return -sigma / s, 1 / s
-                case "x0", "eps":
-                    return 1 / sigma, -s / sigma
-                case "x0", "v":
-                    return s / sigma, -1 / sigma
-                case "v", "x0":
-                    return s, -sigma
-                case "v", "eps":
-                    return sigma, s
+        match target:
+            case "eps":
+                return 1 / sigma, -s / sigma
+            case "v":
+                return s / sigma, -1 / sigma
+            case "x_prev":
+                return self.posterior_mean_coef2, self.posterior_mean_coef1
+            case "flow":
+                return 1 / sigma, -(s + sigma) / sigma
         return np.zeros_like(s), np.ones_like(s)
 
     def convert(self, x_t: np.ndarray, value: np.ndarray, t: ArrayLike, source: str, target: str) -> np.ndarray:

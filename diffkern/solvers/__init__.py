@@ -8,3 +8,7 @@ from diffkern.solvers.program import columns as columns
 from diffkern.solvers.program import step_program as step_program
 from diffkern.solvers.registry import SOLVERS as SOLVERS
 from diffkern.solvers.registry import build as build
+from diffkern.solvers.transitions import Transitions as Transitions
+from diffkern.solvers.transitions import chain as chain
+from diffkern.solvers.transitions import single_steps as single_steps
+from diffkern.solvers.transitions import transitions as transitions

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from diffkern.process import GaussianProcess
-from diffkern.solvers.prediction import x0_columns
+from diffkern.solvers.ddim import channels_of
 from diffkern.solvers.program import StepProgram, step_program
+from diffkern.solvers.transitions import Transitions, transitions
 
 
-def dpmpp_2m(process: GaussianProcess, *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> StepProgram:
+def dpmpp_2m(process: GaussianProcess | Transitions, *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> StepProgram:
     """One row for each step of `process`, from t = T−1 to 0. With α = √ᾱ, σ = √(1−ᾱ), λ = log(α/σ), the row for t is
 
         x_{t−1} = σ_{t−1}/σ_t·x_t + (α_{t−1} − α_t·σ_{t−1}/σ_t)·D,   D = x0 + (x0 − x0')/(2r)
@@ -23,20 +24,18 @@ def dpmpp_2m(process: GaussianProcess, *, clip: tuple[float, float] | None = (-1
 
     Raises ValueError where x0 cannot be had from the prediction (eps at ᾱ = 0).
     """
-    abar = np.append(process.alphas_cumprod[::-1], 1.0)
-    alpha, sigma = np.sqrt(abar), np.sqrt(1.0 - abar)
+    steps = transitions(process)
     with np.errstate(divide="ignore", invalid="ignore"):
-        h = np.diff(np.log(alpha) - np.log(sigma))
+        h = steps.log_snr_next - steps.log_snr
         weights = np.append(0.0, h[1:] / (2.0 * h[:-1]))  # 1/(2r)
     weights[~np.isfinite(weights)] = 0.0
 
-    named = x0_columns(process)
-    named["c_x"] = sigma[1:] / sigma[:-1]
-    of_d = alpha[1:] - alpha[:-1] * named["c_x"]
+    named = steps.x0_columns()
+    named["c_x"] = steps.sigma_next / steps.sigma
+    of_d = steps.alpha_next - steps.alpha * named["c_x"]
     named["c_0"] = of_d * (1.0 + weights)
     named["c_h0"] = -of_d * weights
-    named["g0_0"] = np.ones(process.num_timesteps)
+    named["g0_0"] = np.ones(steps.num_rows)
     read_next = np.append(weights[1:], 0.0) != 0
-    writes = np.stack([np.where(read_next, 0, -1), np.full(process.num_timesteps, -1)], axis=1)
-    variance = "learned_range" if process.variance == "learned_range" else "fixed"
-    return step_program(named, process.timestep_map[::-1], writes=writes, num_slots=1, variance=variance, clip=clip)
+    writes = np.stack([np.where(read_next, 0, -1), np.full(steps.num_rows, -1)], axis=1)
+    return step_program(named, steps.times, writes=writes, num_slots=1, variance=channels_of(process), clip=clip)

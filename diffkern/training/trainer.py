@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from diffkern.ops.diffusion_loss.op import TARGETS
 from diffkern.process import GaussianProcess
 from diffkern.training.checkpoint import list_checkpoints, remove_leftovers, require_fresh
 from diffkern.training.config import TrainConfig, TrainResult
@@ -37,8 +38,9 @@ class Trainer:
     Launching on several processes and mixed precision are accelerate's: ``accelerate launch`` works as usual.
 
     Raises:
-        ValueError: a learned variance, which needs the hybrid loss; labels that data and model do not agree about;
-            label dropout for a model without a null label; what reading the first image raises.
+        ValueError: a learned variance, which needs the hybrid loss; a prediction without a loss; labels that data and
+            model do not agree about; label dropout for a model without a null label; what reading the first image
+            raises.
     """
 
     def __init__(self, model: nn.Module, process: GaussianProcess, data: Dataset[Any], config: TrainConfig) -> None:
@@ -46,6 +48,10 @@ class Trainer:
             raise ValueError(
                 f"process.variance={process.variance!r}: learning the variance needs the hybrid loss, which this "
                 "version does not have; use 'fixed_small' or 'fixed_large'"
+            )
+        if process.prediction not in TARGETS:
+            raise ValueError(
+                f"process.prediction={process.prediction!r}: the loss has the targets {', '.join(map(repr, TARGETS))}"
             )
         num_classes = getattr(model, "num_classes", None)
         model_config = getattr(model, "config", None)

@@ -188,3 +188,67 @@ def test_more_slots_than_the_kernel_holds_fall_back():
     program = programs.program(17, num_slots=9, zero=("c_e", "c_v", "s"))
     call = make(program, (2, 3, 4, 4), 0)
     assert_as_good_as_eager(call.run(), call.oracle()[0], call.oracle(torch.float32)[0], "nine slots")
+
+
+def with_history(shape, layout):
+    """A call of a program with three slots whose row writes the second; slots of other layouts than x's among them."""
+    program = programs.program(12, num_slots=3, writes=[(1, -1)] * 3, zero=("c_e", "c_v", "s"))
+    call = make(program, shape, 1, layout=layout)
+    others = ("contiguous", "channels_last", "sliced")
+    return call, [in_layout(h.clone(), other) for h, other in zip(call.slots, others, strict=True)]
+
+
+@layouts
+def test_slots_may_be_tensors_of_their_own(backend, layout):
+    """The numbers of one buffer; only the slot that the row writes changes, in place whatever its layout is."""
+    call, listed = with_history((2, 5, 41, 43), layout)
+    before, versions = [h.clone() for h in listed], [h._version for h in listed]
+    buffer = call.slots.clone()
+    expected = call.run(slots=buffer)
+    assert same_bits(call.run(slots=listed), expected)
+    assert same_bits(listed[1], buffer[1])
+    assert listed[1]._version > versions[1]
+    for k in (0, 2):
+        assert same_bits(listed[k], before[k])
+        assert listed[k]._version == versions[k]
+
+
+def test_listed_slots_where_a_gradient_is_wanted(backend):
+    call, listed = with_history((2, 5, 7, 9), "contiguous")
+    buffer = call.slots.clone()
+    expected = call.run(slots=buffer)
+    call.x = call.x.clone().requires_grad_()
+    result = call.run(slots=listed)
+    assert result.requires_grad
+    assert same_bits(result.detach(), expected)
+    assert same_bits(listed[1], buffer[1])
+    assert not listed[1].requires_grad
+
+
+def test_listed_slots_must_be_as_many_as_the_program_has(backend):
+    call, listed = with_history((2, 5, 7, 9), "contiguous")
+    with pytest.raises(ValueError, match=r"slots must be 3 tensors for this program, got 2"):
+        call.run(slots=listed[:2])
+    with pytest.raises(ValueError, match=r"slots\[2\] must"):
+        call.run(slots=[*listed[:2], listed[2][:1]])
+    with pytest.raises(TypeError, match="slots must have x's dtype"):
+        call.run(slots=[*listed[:2], listed[2].double()])
+
+
+@pytest.mark.parametrize("rows", [1, [1, 0]], ids=["one row", "a row each"])
+def test_listed_slots_in_compiled_code(rows):
+    """What is written reaches a tensor that the compiled code makes and returns."""
+    call, _ = with_history((2, 5, 7, 9), "contiguous")
+    row = torch.tensor(rows) if isinstance(rows, list) else rows
+
+    def step(x, output, noise, slots):
+        written = torch.zeros_like(x)
+        history = [slots[0], written, slots[2]]
+        return solver_step(x, output, call.program, row, slots=history, noise=noise), written
+
+    arguments = (call.x, call.model_output, call.noise, call.slots)
+    with torch.no_grad():
+        expected, compiled = step(*arguments), torch.compile(step, fullgraph=True)(*arguments)
+    assert expected[1].any()
+    for mine, theirs in zip(compiled, expected, strict=True):
+        assert same_bits(mine, theirs)

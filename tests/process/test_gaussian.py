@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffkern.process import GaussianProcess, cosine_betas, linear_betas, make_betas
+from diffkern.process.gaussian import PREDICTIONS
 from tests.golden_data import error, load
 
 GOLDEN = load("guided_gaussian")
@@ -78,7 +79,7 @@ def test_first_step_of_the_variances():
     assert GaussianProcess(betas, variance="learned_range").model_variance is None
 
 
-@pytest.mark.parametrize(("source", "target"), list(itertools.product(["eps", "x0", "v"], repeat=2)))
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(PREDICTIONS, repeat=2)))
 @given(st.integers(0, 2**32 - 1))
 def test_conversions_agree_with_the_definitions(source, target, seed):
     process = GaussianProcess(cosine_betas(1000))
@@ -87,7 +88,8 @@ def test_conversions_agree_with_the_definitions(source, target, seed):
     t = rng.integers(0, 900, 4)
     s, sigma = process.sqrt_alphas_cumprod[t, None], process.sqrt_one_minus_alphas_cumprod[t, None]
     x_t = s * x0 + sigma * eps
-    of = {"x0": x0, "eps": eps, "v": s * eps - sigma * x0}
+    x_prev = process.q_posterior_mean_variance(x0, x_t, t)[0]
+    of = {"x0": x0, "eps": eps, "v": s * eps - sigma * x0, "x_prev": x_prev, "flow": eps - x0}
     converted = process.convert(x_t, of[source], t, source, target)
     np.testing.assert_allclose(converted, of[target], atol=1e-11)
     np.testing.assert_allclose(process.convert(x_t, converted, t, target, source), of[source], atol=1e-10)
@@ -158,9 +160,8 @@ def test_tables_are_float64_tensors_and_read_only_arrays():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"prediction": "x_prev"}, "prediction is 'x_prev'; supported today: 'eps', 'x0', 'v'"),
-        ({"prediction": "flow"}, "prediction is 'flow'; supported today"),
-        ({"variance": "learned"}, "variance is 'learned'; supported today: 'fixed_small'"),
+        ({"prediction": "xprev"}, "prediction is 'xprev'; it may be one of 'eps', 'x0', 'v', 'x_prev', 'flow'"),
+        ({"variance": "fixed"}, "variance is 'fixed'; it may be one of 'fixed_small', 'fixed_large', 'learned', "),
         ({"timestep_map": [0, 1]}, "timestep_map is int64 of shape"),
         ({"timestep_map": np.arange(3.0)}, "timestep_map is float64"),
     ],

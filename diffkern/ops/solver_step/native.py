@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from diffkern.backends import native_module
 from diffkern.ops._layout import is_channels_last
 from diffkern.ops._native import (
     OperandTuple,
+    about_to_write,
     cpu_only,
     num_threads,
     operand,
@@ -48,7 +51,7 @@ def solver_step(
     table: Tensor,
     writes: Tensor,
     row: Tensor,
-    slots: Tensor | None,
+    slots: Tensor | Sequence[Tensor] | None,
     guidance_scale: Tensor | None,
     guidance_rescale: Tensor | None,
     threshold: Tensor | None,
@@ -61,17 +64,14 @@ def solver_step(
     variance: int,
     scales_input: bool,
     out: Tensor | None = None,
-    slots_out: Tensor | None = None,
+    slots_out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     operands = _Operands(x)
     read = [value for value in (x, model_output, extra, noise) if value is not None]
     result = out if out is not None and _writable(out, x, read) else output_like(x)
     x_in = output_like(x) if scales_input else x.new_empty(0)
-    # A slot is written where it is read: in place if the caller allows it, else in a copy.
-    history = [] if slots is None else list(slots.unbind(0))
-    in_place = slots is slots_out and all(_writable(h, x, read) for h in history)
-    if not in_place:
-        history = [output_like(x).copy_(h) for h in history]
+    history = _history(x, slots, slots_out, read)
+    targets = [None] * len(history) if slots_out is None else slots_out
     mean = model_output[:, : x.shape[1]] if variance else model_output
     var = model_output[model_output.shape[0] - x.shape[0] :, x.shape[1] :] if variance else None
     samples_in_x = x.shape[0]
@@ -106,23 +106,45 @@ def solver_step(
         threshold=scalars[2],
         clip=clip,
         variance=variance,
-        slots=[operands.write(h) for h in history],
+        slots=[
+            operands.read(h) if slots_out is not None and target is None else operands.write(h)
+            for h, target in zip(history, targets, strict=True)
+        ],
         out=operands.write(result),
         x_in=operands.write(x_in) if scales_input else None,
         num_threads=num_threads(x.numel()),
     )
     # autograd learns of what was written through an address only from here.
-    torch.autograd.graph.increment_version([*([result] if result is out else []), *(history if in_place else [])])
+    in_place = [h for h, target in zip(history, targets, strict=True) if h is target]
+    torch.autograd.graph.increment_version([*([result] if result is out else []), *in_place])
     if out is not None and result is not out:
         result = out.copy_(result)
-    if slots is None:
-        return result, x_in, x.new_empty(0)
-    if not in_place:
-        slots_out = torch.empty(slots.shape, dtype=x.dtype) if slots_out is None else slots_out
-        for target, h in zip(slots_out, history, strict=True):
+    for target, h in zip(targets, history, strict=True):
+        if target is not None and target is not h:
             target.copy_(h)
-    assert slots_out is not None
-    return result, x_in, slots_out
+    if slots is None or slots_out is not None:
+        return result, x_in, x.new_empty(0)
+    new_slots = torch.empty((len(history), *x.shape), dtype=x.dtype)
+    for place, h in zip(new_slots, history, strict=True):
+        place.copy_(h)
+    return result, x_in, new_slots
+
+
+def _history(
+    x: Tensor, slots: Tensor | Sequence[Tensor] | None, slots_out: Sequence[Tensor | None] | None, read: list[Tensor]
+) -> list[Tensor]:
+    """The slots as the kernel takes them: written where they are read, in place if that may be, else in a copy.
+
+    `slots_out` says which of them the row may write; without it all are copied, since none may change.
+    """
+    history = [] if slots is None else list(slots)
+    targets = [None] * len(history) if slots_out is None else slots_out
+    for k, target in enumerate(targets):
+        if slots_out is None or (target is not None and not _writable(target, x, read)):
+            history[k] = output_like(x).copy_(history[k])
+        elif target is not None:
+            about_to_write(target)
+    return history
 
 
 def _writable(target: Tensor, x: Tensor, read: list[Tensor]) -> bool:
@@ -141,6 +163,6 @@ def _writable(target: Tensor, x: Tensor, read: list[Tensor]) -> bool:
 
 def solver_step_unsupported(x: Tensor, *rest: object) -> str | None:
     slots = rest[4]
-    if isinstance(slots, Tensor) and slots.shape[0] > 8:
-        return f"the kernel holds 8 slots, the program has {slots.shape[0]}"
+    if isinstance(slots, Tensor | Sequence) and len(slots) > 8:
+        return f"the kernel holds 8 slots, the program has {len(slots)}"
     return cpu_only(x)

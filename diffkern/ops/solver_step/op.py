@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from diffkern.ops._checks import check_floating, check_like
 from diffkern.ops._layout import empty_like_layout
-from diffkern.ops._noise import Noise, resolve_noise
+from diffkern.ops._noise import Noise, python_int, resolve_noise
 from diffkern.ops._program_tensors import program_tensors
 from diffkern.ops._registry import Op
 from diffkern.ops._step_arguments import check_model_output, guidance_tensor, mean_channels, row_tensor
@@ -30,7 +31,7 @@ def solver_step(
     program: StepProgram,
     row: int | Tensor,
     *,
-    slots: Tensor | None = None,
+    slots: Tensor | Sequence[Tensor] | None = None,
     guidance_scale: float | Tensor | None = None,
     guidance_rescale: float | None = None,
     extra: Tensor | None = None,
@@ -47,8 +48,9 @@ def solver_step(
     model_output: (N, C, …); (N, 2C, …) = [mean; variance] on axis 1 if the program's variance is learned; with guidance
         twice as many samples, [uncond; cond], the variance taken from cond. Any floating dtype.
     row: int, or int64 tensor () or (N,) on x's device. It is also the draw of the noise.
-    slots: (S, N, C, …), x's dtype: the remembered tensors, written where the row says so; required if the program has
-        slots. Writing is not differentiated.
+    slots: (S, N, C, …), or a sequence of S tensors (N, C, …), of x's dtype: the remembered tensors, written where the
+        row says so; required if the program has slots. What is written lies apart from the other tensors of the call,
+        or is one of them. Writing is not differentiated.
     guidance_scale: w of classifier-free guidance, a number or a tensor () or (N,): m = u + w·(c − u) (Ho & Salimans
         2022 with w counted from 0 as diffusers does). guidance_rescale: φ of Lin et al. 2023, in [0, 1].
     extra: e of the equations, of x's shape (a classifier's gradient), read by rows with c_e or c_v.
@@ -105,29 +107,64 @@ def solver_step(
     )
     if out is not None:
         _check_out(out, x)
-    if (out is not None or slots is not None) and OP.bypasses_autograd(arguments):
-        x_next, x_in, new_slots = OP.run(*arguments, out, slots)
+    if (out is not None or slots is not None) and OP.bypasses_autograd((*arguments, *_each(slots))):
+        history = _each(slots)
+        written = _written(history, program, row)
+        x_next, x_in, _ = OP.run(*arguments[:SLOTS], history or None, *arguments[SLOTS + 1 :], out, written)
     else:
-        x_next, x_in, new_slots = OP(*arguments)
+        stacked = slots if slots is None or isinstance(slots, Tensor) else torch.stack(list(slots))
+        x_next, x_in, new_slots = OP(*arguments[:SLOTS], stacked, *arguments[SLOTS + 1 :])
+        _store(new_slots.detach(), slots, program, row)
     if out is not None and x_next is not out:
         if x_next.requires_grad:
             raise ValueError("out cannot be used where a gradient is wanted: leave it out, or use torch.no_grad()")
         x_next = out.copy_(x_next)
-    if slots is not None and new_slots is not slots:
-        slots.copy_(new_slots.detach())
     return (x_next, x_in) if program.scales_input else x_next
 
 
-def _check_slots(slots: Tensor | None, x: Tensor, program: StepProgram) -> None:
+def _each(slots: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """The slots one by one; a buffer's as views of it."""
+    if isinstance(slots, Tensor):
+        return slots.unbind(0)
+    return () if slots is None else slots
+
+
+def _written(slots: Sequence[Tensor], program: StepProgram, row: int | Tensor) -> list[Tensor | None]:
+    """The slots that the row may write, None in the place of the others."""
+    number = python_int(row)
+    if number is not None:
+        return [slot if k in program.written[number] else None for k, slot in enumerate(slots)]
+    return [slot if any(k in row for row in program.written) else None for k, slot in enumerate(slots)]
+
+
+def _store(values: Tensor, slots: Tensor | Sequence[Tensor] | None, program: StepProgram, row: int | Tensor) -> None:
+    """Puts the slots' values after the step, (S, N, C, …), where the caller has them."""
+    if isinstance(slots, Tensor):
+        slots.copy_(values)
+    elif slots is not None:
+        for k, target in enumerate(_written(slots, program, row)):
+            if target is not None:
+                target.copy_(values[k])
+
+
+def _check_slots(slots: Tensor | Sequence[Tensor] | None, x: Tensor, program: StepProgram) -> None:
     if program.num_slots == 0:
         if slots is not None:
             raise ValueError("slots must be None: this program has none")
         return
     if slots is None:
         raise ValueError(f"slots must be given: this program has {program.num_slots}")
-    check_like("slots", slots, "x and the program", x, (program.num_slots, *x.shape))
-    if slots.dtype != x.dtype:
-        raise TypeError(f"slots must have x's dtype {x.dtype}, got {slots.dtype}")
+    if isinstance(slots, Tensor):
+        check_like("slots", slots, "x and the program", x, (program.num_slots, *x.shape))
+        slots = (slots,)
+    else:
+        if len(slots) != program.num_slots:
+            raise ValueError(f"slots must be {program.num_slots} tensors for this program, got {len(slots)}")
+        for k, slot in enumerate(slots):
+            check_like(f"slots[{k}]", slot, "x", x)
+    for slot in slots:
+        if slot.dtype != x.dtype:
+            raise TypeError(f"slots must have x's dtype {x.dtype}, got {slot.dtype}")
 
 
 def _check_out(out: Tensor, x: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def solver_step(
     table: Tensor,
     writes: Tensor,
     row: Tensor,
-    slots: Tensor | None,
+    slots: Tensor | Sequence[Tensor] | None,
     guidance_scale: Tensor | None,
     guidance_rescale: Tensor | None,
     threshold: Tensor | None,
@@ -37,15 +39,14 @@ def solver_step(
     variance: int,
     scales_input: bool,
     out: Tensor | None = None,
-    slots_out: Tensor | None = None,
+    slots_out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     compute = compute_dtype(x)
     check_values("row", row, table.shape[0])
     like = dense(x)
-    num_slots = 0 if slots is None else slots.shape[0]
     c = Coefficients(table, row, x)
     state = x.to(compute)
-    history = [] if slots is None else [h.to(compute) for h in slots.unbind(0)]
+    history = [] if slots is None else [h.to(compute) for h in slots]
     m = guided_mean(x, model_output, guidance_scale, guidance_rescale).m
 
     x0 = term(c.a_x, state) + term(c.a_m, m)
@@ -78,10 +79,12 @@ def solver_step(
             c.written, writes.index_select(0, row.reshape(-1)).reshape(*row.shape, 2).unbind(-1), strict=True
         ):
             written = combine(block[0], block[1], block[2], block[3:]).to(x.dtype)
-            for k in range(num_slots):
+            for k in range(len(history)):
                 new_slots[k] = torch.where(per_sample(target, x) == k, written, new_slots[k])
-        if slots_out is not None:
-            new_slots = slots_out.copy_(new_slots)
+    if slots_out is not None:
+        for place, value in zip(slots_out, new_slots, strict=True):
+            if place is not None:
+                place.copy_(value)
     x_in = in_layout_of((x_next * c.s).to(x.dtype), like) if scales_input else x.new_empty(0)
     result = in_layout_of(x_next.to(x.dtype), like)
     return (result if out is None else out.copy_(result)), x_in, new_slots
