@@ -96,7 +96,7 @@ class Tables:
         if key not in self._made:
             # What is made here is no business of torch.compile, which cannot trace it.
             compiler = sys.modules.get("torch._dynamo")
-            self._made[key] = make() if compiler is None else compiler.disable(make)()
+            self._made[key] = make() if compiler is None else compiler.disable(lambda: make())()
         return self._made[key]
 
     def _checked(self, t: Tensor, x: Tensor) -> Tensor:

@@ -241,7 +241,7 @@ def test_gradients_reach_x_and_the_model_through_sample_and_x0(step, options):
 @pytest.mark.parametrize(("step", "options"), STEP_CALLS)
 def test_under_compile_and_transforms(step, options):
     x, t = inputs()
-    d = diffusion()
+    d = diffusion(SpacedDiffusion, range(STEPS))
 
     def stepped(x):
         return getattr(d, step)(model, x, t, clip_denoised=False, **options)["sample"]
