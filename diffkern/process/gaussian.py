@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from diffkern.process.schedules import check_betas
-from diffkern.process.spacing import respaced_betas, space_timesteps
+from diffkern.process.spacing import Steps, respaced_betas, space_timesteps
 
 if TYPE_CHECKING:
     import torch
@@ -163,15 +162,15 @@ class GaussianProcess:
         p, q = self.conversion(source, target)
         return self._at(p, t, x_t) * x_t + self._at(q, t, x_t) * value
 
-    def spaced(self, steps: int | str | Iterable[int] | None) -> list[int]:
+    def spaced(self, steps: Steps | None, spacing: str = "respaced", steps_offset: int = 0) -> list[int]:
         """The timesteps in [0, T) that `steps` picks, rising: all for None, else those of :func:`space_timesteps`."""
         if steps is None:
             return list(range(self.num_timesteps))
         if isinstance(steps, int) and not 1 <= steps <= self.num_timesteps:
             raise ValueError(f"steps is {steps}; it must be in [1, {self.num_timesteps}], the steps of the process")
-        return space_timesteps(self.num_timesteps, steps)
+        return space_timesteps(self.num_timesteps, steps, spacing=spacing, steps_offset=steps_offset)
 
-    def respace(self, steps: int | str | Iterable[int] | None) -> GaussianProcess:
+    def respace(self, steps: Steps | None) -> GaussianProcess:
         """The process of fewer steps: an int S (evenly spaced), section counts, "ddimN", or None for all of them."""
         return self.keep(self.spaced(steps))
 

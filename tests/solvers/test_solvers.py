@@ -161,7 +161,7 @@ def test_one_step(solver):
         ({"eta": 1.5}, r"eta is 1.5; it must be in \[0, 1\]"),
         ({"eta": float("nan")}, "eta is nan"),
         ({"steps": 101}, r"steps is 101; it must be in \[1, 100\]"),
-        ({"steps": [60, 40]}, "section_counts asks for 60 steps of section 0, which has 50"),
+        ({"steps": [60, 40]}, "steps asks for 60 steps of section 0, which has 50"),
         ({"clip": (1, 1)}, "clip is"),
     ],
 )
