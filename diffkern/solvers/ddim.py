@@ -49,6 +49,28 @@ def ddim(
     return step_program(named, steps.times, variance=channels_of(process), clip=clip, threshold=threshold)
 
 
+def ddim_inverse(process: GaussianProcess, *, clip: Clip = None, threshold: Clip = None) -> StepProgram:
+    """The other way: from an image to the x_{T−1} that DDIM with η = 0 leads back to it. Row t, from 0 to T−1, is
+
+        x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε,   x0 = (x_{t−1} − √(1−ᾱ_{t−1})·ε)/√ᾱ_{t−1}
+
+    with x_{−1} the image and ε the network's, given x_{t−1} and t: DDIM's row solved for x_t, but for the x that ε is
+    taken at, x_t there (Song et al. 2021, section 4.3; Mokady et al. 2022, arXiv 2211.09794, section 3). It is of first
+    order: more steps return nearer to the image.
+    """
+    abar, abar_prev = process.alphas_cumprod, process.alphas_cumprod_prev
+    of_x, of_m = process.conversion(process.prediction, "eps")
+    sigma, sigma_prev = np.sqrt(1.0 - abar), np.sqrt(1.0 - abar_prev)
+    named = {
+        "a_x": (1.0 - sigma_prev * of_x) / np.sqrt(abar_prev),
+        "a_m": -sigma_prev * of_m / np.sqrt(abar_prev),
+        "c_x": sigma * of_x,
+        "c_m": sigma * of_m,
+        "c_0": np.sqrt(abar),
+    }
+    return step_program(named, process.timestep_map, variance=channels_of(process), clip=clip, threshold=threshold)
+
+
 def channels_of(process: GaussianProcess | Transitions) -> str:
     """The `variance` of a program that reads the mean's channels alone.
 

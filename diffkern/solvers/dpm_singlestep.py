@@ -1,0 +1,118 @@
+"""DPM-Solver and DPM-Solver++ singlestep as StepPrograms: Lu et al. 2022, arXiv 2206.00927 and 2211.01095."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffkern.process import GaussianProcess
+from diffkern.solvers.ddim import Clip, channels_of
+from diffkern.solvers.lagrange import lagrange_integrals
+from diffkern.solvers.program import StepProgram, step_program
+from diffkern.solvers.transitions import Transitions, transitions
+
+HIGHEST_ORDER = 3
+X, FIRST, SECOND = range(3)  # slots: x and the network's answer at the group's start, its answer at the next point
+
+
+def dpm_singlestep(
+    process: GaussianProcess | Transitions,
+    *,
+    clip: Clip = (-1.0, 1.0),
+    threshold: Clip = None,
+    order: int = 2,
+    predicts: str = "x0",
+) -> StepProgram:
+    """One row for each step of `process`, taken in groups of `order` (1, 2 or 3).
+
+    A group is one step of the solver from s, whose intermediate points s1 and s2 are the process's own steps inside it.
+    With λ = log(α/σ) each of its rows leads from x_s, which slot 0 remembers, to its own end τ,
+
+        predicts "eps" (DPM-Solver):     x_τ = α_τ/α_s·x_s − α_τ·Σ_j ε_j·∫ e^−λ·L_j(λ) dλ
+        predicts "x0" (DPM-Solver++ S):  x_τ = σ_τ/σ_s·x_s + σ_τ·Σ_j x0_j·∫ e^λ·L_j(λ) dλ
+
+    over the points s, s1, … that it knows, L_j their Lagrange polynomials. For the second of two rows the papers have,
+    with r = (λ_s1 − λ_s)/(λ_τ − λ_s), the integral of e^∓λ alone times 1 − 1/(2r) and 1/(2r) (arXiv 2211.01095,
+    algorithm 1; arXiv 2206.00927, algorithm 1, has r = ½). With three points the polynomial is quadratic, which is of
+    third order wherever the process puts s1 and s2; that of algorithm 2, linear in s and s2, is so for λ_s2 at two
+    thirds alone.
+
+    A row that leads to σ = 0 and one at α = 0 are groups of their own, of first order (DDIM with η = 0), and the
+    rest may end with a smaller group. No row adds noise.
+
+    Raises ValueError for an order or a `predicts` that there is not, and where x0 cannot be had from the prediction
+    (eps at ᾱ = 0).
+    """
+    if order not in range(1, HIGHEST_ORDER + 1):
+        raise ValueError(f"order is {order!r}; it must be an int in [1, {HIGHEST_ORDER}]")
+    if predicts not in ("eps", "x0"):
+        raise ValueError(f"predicts is {predicts!r}; it may be 'eps' or 'x0'")
+    steps = transitions(process)
+    rows = steps.num_rows
+    of_x0 = predicts == "x0"
+    scale, scale_next = (steps.sigma, steps.sigma_next) if of_x0 else (steps.alpha, steps.alpha_next)
+
+    named = steps.x0_columns()
+    # The first row of a group is a step of DDIM.
+    named["c_x"] = steps.sigma_next / steps.sigma
+    named["c_0"] = steps.alpha_next - named["c_x"] * steps.alpha
+    history = np.zeros((rows, order + 1))
+    writes = np.full((rows, 2), -1)
+    # The answer y = of_x·x + of_d·x0: x0 itself, or ε.
+    answer_x = np.zeros(rows) if of_x0 else 1 / steps.sigma
+    answer_0 = np.ones(rows) if of_x0 else -steps.alpha / steps.sigma
+    g0_x, g0_0 = np.zeros((2, rows))
+    for group in _groups(steps, order):
+        start = group[0]
+        if len(group) > 1:
+            writes[start] = X, FIRST
+            g0_x[start] = 1.0
+        for i in group[1:]:
+            known = group[: group.index(i) + 1]
+            weights = scale_next[i] * _weights(steps, known, of_x0, middle=len(group) == 2)
+            history[i, X] = scale_next[i] / scale[start]
+            history[i, FIRST : FIRST + len(known) - 1] = weights[:-1]
+            named["c_x"][i] = weights[-1] * answer_x[i]
+            named["c_0"][i] = weights[-1] * answer_0[i]
+            if i != group[-1]:
+                writes[i, 0] = SECOND
+                g0_x[i], g0_0[i] = answer_x[i], answer_0[i]
+    slots = order + 1 if (writes >= 0).any() else 0
+    if slots:
+        named |= {f"c_h{k}": history[:, k] for k in range(slots)}
+        named |= {"g0_x": g0_x, "g0_0": g0_0, "g1_x": answer_x, "g1_0": answer_0}
+    return step_program(
+        named,
+        steps.times,
+        writes=writes,
+        num_slots=slots,
+        variance=channels_of(process),
+        clip=clip,
+        threshold=threshold,
+    )
+
+
+def _groups(steps: Transitions, order: int) -> list[list[int]]:
+    """Rows in the groups that make one step of the solver each."""
+    alone = ~(np.isfinite(steps.log_snr) & np.isfinite(steps.log_snr_next))
+    groups: list[list[int]] = []
+    for i in range(steps.num_rows):
+        if not groups or len(groups[-1]) == order or alone[i] or alone[groups[-1][-1]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def _weights(steps: Transitions, known: Sequence[int], of_x0: bool, *, middle: bool) -> np.ndarray:
+    """The integrals over the step from known[0] to the end of known[-1], of the answers at `known`."""
+    nodes = steps.log_snr[known]
+    start, end = nodes[0], steps.log_snr_next[known[-1]]
+    if middle:
+        half = (end - start) / (2 * (nodes[1] - start))
+        nodes, shares = nodes[:1], np.array([1 - half, half])
+    else:
+        shares = np.ones(len(known))
+    if of_x0:
+        return shares * lagrange_integrals(nodes.tolist(), start, end, np.exp)
+    return -shares * lagrange_integrals(nodes.tolist(), start, end, lambda u: np.exp(-u))
