@@ -14,4 +14,5 @@ from diffkern.solvers.registry import SOLVERS as SOLVERS
 from diffkern.solvers.registry import build as build
 from diffkern.solvers.transitions import Transitions as Transitions
 from diffkern.solvers.transitions import chain as chain
+from diffkern.solvers.transitions import single_steps as single_steps
 from diffkern.solvers.transitions import transitions as transitions

@@ -35,17 +35,19 @@ def ddim(
         raise ValueError(f"eta is {eta}; it must be in [0, 1]")
     steps = transitions(process)
     named = steps.x0_columns()
-    # 1 − ᾱ_{t−1} − σ² as a product: the difference can come out below 0 where it should be 0.
-    beta = 1.0 - (steps.alpha / steps.alpha_next) ** 2 if eta else np.zeros(steps.num_rows)
-    of_eps = steps.sigma_next * np.sqrt(np.maximum(1.0 - eta**2 * beta / steps.sigma**2, 0.0))
-    if rederive_eps or (clip is None and threshold is None):
-        named["c_x"] = of_eps / steps.sigma
+    sigma, clipped = steps.sigma, clip is not None or threshold is not None
+    of_eps, std = steps.sigma_next, np.zeros(steps.num_rows)
+    if eta:
+        beta = 1.0 - (steps.alpha / steps.alpha_next) ** 2
+        std = eta * steps.sigma_next / sigma * np.sqrt(beta)
+        # 1 − ᾱ_{t−1} − σ² as a product: the difference can come out below 0 where it should be 0.
+        of_eps = steps.sigma_next * np.sqrt(np.maximum(1.0 - eta**2 * beta / sigma**2, 0.0))
+    if rederive_eps and clipped:
+        named["c_x"] = of_eps / sigma
         named["c_0"] = steps.alpha_next - named["c_x"] * steps.alpha
     else:
-        named["c_x"] = of_eps * (1.0 - steps.alpha * steps.a_x) / steps.sigma
-        named["c_m"] = -of_eps * steps.alpha * steps.a_m / steps.sigma
-        named["c_0"] = steps.alpha_next
-    named["c_z"] = eta * steps.sigma_next / steps.sigma * np.sqrt(beta)
+        named["c_x"], named["c_m"], named["c_0"] = of_eps * steps.e_x, of_eps * steps.e_m, steps.alpha_next
+    named["c_z"] = std
     return step_program(named, steps.times, variance=channels_of(process), clip=clip, threshold=threshold)
 
 

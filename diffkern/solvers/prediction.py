@@ -9,26 +9,30 @@ from diffkern.process import GaussianProcess
 LEVEL_PREDICTIONS = ("eps", "x0", "v", "flow")
 
 
-def prediction_columns(alpha: np.ndarray, sigma: np.ndarray, prediction: str) -> tuple[np.ndarray, np.ndarray]:
-    """(a_x, a_m) with x0 = a_x·x + a_m·m for x = alpha·x0 + sigma·ε, float64 of alpha's shape.
+def prediction_columns(alpha: np.ndarray, sigma: np.ndarray, prediction: str) -> tuple[np.ndarray, ...]:
+    """(a_x, a_m, e_x, e_m) with x0 = a_x·x + a_m·m and ε = e_x·x + e_m·m for x = alpha·x0 + sigma·ε; of alpha's shape.
 
     m is ε ("eps"), x0 itself ("x0"), v = (α·ε − σ·x0)/k with k² = α² + σ² ("v": Salimans & Ho 2022, arXiv 2202.00512,
-    appendix D, for a state that is k times theirs), or ε − x0 ("flow": Lipman et al. 2023, arXiv 2210.02747).
+    appendix D, for a state that is k times theirs), or ε − x0 ("flow": Lipman et al. 2023, arXiv 2210.02747). Of "x0",
+    e_x and e_m are infinite where sigma is 0.
 
     Raises ValueError for another prediction, and where alpha is 0, or so near it that 1/alpha leaves float32, and the
     network predicts eps.
     """
+    zero, one = np.zeros_like(alpha), np.ones_like(alpha)
     match prediction:
         case "eps":
             _check_recoverable(alpha, "alpha")
-            return 1 / alpha, -sigma / alpha
+            return 1 / alpha, -sigma / alpha, zero, one
         case "x0":
-            return np.zeros_like(alpha), np.ones_like(alpha)
+            with np.errstate(divide="ignore"):
+                return zero, one, 1 / sigma, -alpha / sigma
         case "v":
             scale2 = alpha**2 + sigma**2
-            return alpha / scale2, -sigma / np.sqrt(scale2)
+            return alpha / scale2, -sigma / np.sqrt(scale2), sigma / scale2, alpha / np.sqrt(scale2)
         case "flow":
-            return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+            total = alpha + sigma
+            return 1 / total, -sigma / total, 1 / total, alpha / total
     raise ValueError(f"prediction is {prediction!r}; it may be one of {', '.join(map(repr, LEVEL_PREDICTIONS))}")
 
 

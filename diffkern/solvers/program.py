@@ -110,8 +110,8 @@ class StepProgram:
             raise ValueError(f"variance is {self.variance!r}; it may be one of {', '.join(map(repr, VARIANCES))}")
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip is {self.clip}; it must be (lo, hi) with lo < hi, or None")
-        if self.threshold is not None and not (0 < self.threshold[0] <= 1 <= self.threshold[1]):
-            raise ValueError(f"threshold is {self.threshold}; it must be (ratio in (0, 1], max >= 1), or None")
+        if self.threshold is not None and not (0 < self.threshold[0] <= 1 and self.threshold[1] > 0):
+            raise ValueError(f"threshold is {self.threshold}; it must be (ratio in (0, 1], max > 0), or None")
 
     @property
     def num_rows(self) -> int:
@@ -128,6 +128,33 @@ class StepProgram:
             {"a_x": self.column("a_x"), "a_m": self.column("a_m"), "c_0": np.ones(self.num_rows)},
             self.times,
             calls_network=self.calls_network,
+            variance=self.variance,
+            clip=self.clip,
+            threshold=self.threshold,
+        )
+
+    def with_x0(self) -> StepProgram:
+        """The same program with one more slot, the last, to which every row writes its x0.
+
+        Raises ValueError where a row writes two slots already.
+        """
+        if (self.writes >= 0).all(axis=1).any():
+            raise ValueError("writes: a row writes two slots already; it has none left for x0")
+        free = (self.writes[:, 0] >= 0).astype(int)  # which of the two is
+        rows = np.arange(self.num_rows)
+        writes = self.writes.copy()
+        writes[rows, free] = self.num_slots
+        named = {name: self.column(name).copy() for name in columns(self.num_slots)}
+        for name, column in named.items():
+            for j in (0, 1):
+                if name.startswith(f"g{j}_"):
+                    column[free == j] = name == f"g{j}_0"
+        return step_program(
+            named,
+            self.times,
+            calls_network=self.calls_network,
+            writes=writes,
+            num_slots=self.num_slots + 1,
             variance=self.variance,
             clip=self.clip,
             threshold=self.threshold,

@@ -15,8 +15,8 @@ from diffkern.solvers.prediction import prediction_columns, x0_columns
 class Transitions:
     """Row i leads from x = alpha·x0 + sigma·ε to x' = alpha_next·x0 + sigma_next·ε, ε unit noise; float64 (R,) each.
 
-    `times` is what the network is given; x0 = a_x·x + a_m·m is how the image follows from its output m. The rows of a
-    chain follow each other (alpha_next[i] = alpha[i+1]), which multistep solvers need; single steps may be any.
+    `times` is what the network is given; from its output m follow x0 = a_x·x + a_m·m and ε = e_x·x + e_m·m. The rows of
+    a chain follow each other (alpha_next[i] = alpha[i+1]), which multistep solvers need; single steps may be any.
 
     The scale of x is free: (√ᾱ, √(1−ᾱ)) for a variance-preserving state, (1, σ) for a variance-exploding one, which
     diffusers' Euler and Heun keep, (1−s, s) for flow matching. A solver is the same in all of them.
@@ -29,6 +29,8 @@ class Transitions:
     times: np.ndarray
     a_x: np.ndarray
     a_m: np.ndarray
+    e_x: np.ndarray
+    e_m: np.ndarray
 
     @property
     def num_rows(self) -> int:
@@ -55,14 +57,17 @@ def chain(alpha: ArrayLike, sigma: ArrayLike, times: ArrayLike, prediction: str)
     Raises ValueError for another prediction, and where x0 cannot be had from it.
     """
     a, s = np.asarray(alpha, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
-    return Transitions(
-        a[:-1],
-        s[:-1],
-        a[1:],
-        s[1:],
-        np.asarray(times, dtype=np.float64),
-        *prediction_columns(a[:-1], s[:-1], prediction),
+    return single_steps(a[:-1], s[:-1], a[1:], s[1:], times, prediction)
+
+
+def single_steps(
+    alpha: ArrayLike, sigma: ArrayLike, alpha_next: ArrayLike, sigma_next: ArrayLike, times: ArrayLike, prediction: str
+) -> Transitions:
+    """Transitions, each (R,), that need not follow each other; see :func:`chain`."""
+    a, s, a_next, s_next, t = (
+        np.asarray(values, dtype=np.float64) for values in (alpha, sigma, alpha_next, sigma_next, times)
     )
+    return Transitions(a, s, a_next, s_next, t, *prediction_columns(a, s, prediction))
 
 
 def transitions(process: GaussianProcess | Transitions) -> Transitions:
@@ -82,6 +87,7 @@ def transitions(process: GaussianProcess | Transitions) -> Transitions:
         process.timestep_map[::-1].astype(np.float64),
         columns["a_x"],
         columns["a_m"],
+        *(table[::-1] for table in process.conversion(process.prediction, "eps")),
     )
 
 

@@ -1,0 +1,7 @@
+"""Schedulers for diffusers' pipelines and training scripts: change the import, keep the code.
+
+Our own classes on SchedulerMixin and ConfigMixin. Each takes its namesake's arguments and configs, and one more,
+`noise` (see `scheduler.Scheduler`). docs/diffusers.md says what differs.
+"""
+
+from diffkern.integrations.diffusers.ddim import DDIMScheduler as DDIMScheduler

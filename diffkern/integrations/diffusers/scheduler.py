@@ -1,0 +1,177 @@
+"""What all of diffkern's diffusers schedulers share: tables, timesteps, noise, and the one step that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from torch import Tensor
+
+from diffkern.integrations.diffusers.tables import make_betas
+from diffkern.integrations.draws import Generators, check_noise, noise_source
+from diffkern.ops import q_sample, solver_step
+from diffkern.solvers import StepProgram
+
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bases disagree on config_name's type
+    """A diffusers scheduler whose step is a row of a StepProgram.
+
+    `noise` is "torch", the numbers that diffusers would draw from the same generator, or "philox" (faster: made where
+    they are used from a number drawn from it); it is an attribute, no part of the config.
+    """
+
+    _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012
+    ignore_for_config = ["noise"]  # noqa: RUF012
+    beta_schedules: ClassVar[tuple[str, ...]] = ("linear", "scaled_linear", "squaredcos_cap_v2")
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
+    order: ClassVar[int] = 1
+    config: Any
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, *, noise: str = "torch", **kwargs: Any
+    ) -> Any:
+        """As diffusers has it; `noise`, which no config holds, is taken here and by `from_pretrained`."""
+        check_noise(noise)
+        made: Any = super().from_config(config, return_unused_kwargs, **kwargs)
+        (made[0] if return_unused_kwargs else made).noise = noise
+        return made
+
+    def _set_up(self, noise: str) -> None:
+        """To be called by every constructor, once the config is registered."""
+        self.noise = check_noise(noise)
+        self._betas64 = make_betas(self.config, self.beta_schedules)
+        self.betas = torch.tensor(self._betas64, dtype=torch.float32)
+        self.alphas = torch.tensor(1.0 - self._betas64, dtype=torch.float32)
+        self._alphas_cumprod: Tensor
+        self._use_alphas_cumprod(np.cumprod(1.0 - self._betas64))
+        self.init_noise_sigma: float | Tensor = 1.0
+        self.num_inference_steps: int | None = None
+
+    # ᾱ: users read it, move it to a device and, at times, replace it.
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ, float32 (T,). A new one replaces the table that all steps come from."""
+        return self._alphas_cumprod
+
+    @alphas_cumprod.setter
+    def alphas_cumprod(self, table: Tensor) -> None:
+        if table.shape == self._alphas_cumprod.shape and torch.equal(table.detach().cpu(), self._alphas_cumprod.cpu()):
+            self._alphas_cumprod = table  # the same on another device
+        else:
+            self._use_alphas_cumprod(table.detach().cpu().double().numpy())
+            self._alphas_cumprod = table
+
+    def _use_alphas_cumprod(self, table: np.ndarray) -> None:
+        self._abar = table
+        self._alphas_cumprod = torch.tensor(table, dtype=torch.float32)
+        self._programs: dict[Any, Any] = {}
+        self._tables: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def prediction(self) -> str:
+        """The config's prediction_type in diffkern's name; ValueError for one that the class does not have."""
+        if self.config.prediction_type not in self.predictions:
+            raise ValueError(
+                f"prediction_type is {self.config.prediction_type!r}; "
+                f"it may be one of {', '.join(map(repr, self.predictions))}"
+            )
+        return PREDICTIONS[self.config.prediction_type]
+
+    # Timesteps: what they are is known on the host, so that a step need not ask the device.
+
+    def _set_timesteps(self, timesteps: np.ndarray, device: torch.device | str | None) -> None:
+        self.timesteps = torch.from_numpy(np.ascontiguousarray(timesteps)).to(device)
+        self._known = (self.timesteps, timesteps)
+
+    def _host_timesteps(self) -> np.ndarray:
+        """The values of `timesteps`, read from the device only if somebody replaced the tensor."""
+        tensor, values = self._known
+        if tensor is not self.timesteps:
+            values = self.timesteps.cpu().numpy()
+            self._known = (self.timesteps, values)
+        return values
+
+    def _position(self, timestep: Tensor) -> int | None:
+        """Which element of `timesteps` this tensor is, by where it lies in memory; None if it is none of them."""
+        steps = self.timesteps
+        if timestep.dtype != steps.dtype or timestep.device != steps.device or timestep.numel() != 1:
+            return None
+        offset = timestep.data_ptr() - steps.data_ptr()
+        stride = steps.element_size() * max(steps.stride(0), 1)
+        return offset // stride if 0 <= offset < stride * len(steps) and offset % stride == 0 else None
+
+    def _value(self, timestep: float | Tensor) -> float:
+        """The timestep as a number. Elements of `timesteps` and numbers cost nothing; another tensor is read."""
+        if not isinstance(timestep, Tensor):
+            return timestep
+        position = self._position(timestep)
+        return timestep.item() if position is None else self._host_timesteps()[position].item()
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
+        """`sample` itself: this scheduler's model sees the state as it is."""
+        return sample
+
+    # The step.
+
+    def _threshold(self) -> tuple[float, float] | None:
+        """Of dynamic thresholding, for a program."""
+        if not self.config.thresholding:
+            return None
+        return self.config.dynamic_thresholding_ratio, self.config.sample_max_value
+
+    def _advance(
+        self,
+        program: StepProgram,
+        row: int,
+        model_output: Tensor,
+        sample: Tensor,
+        slots: Sequence[Tensor] | None = None,
+        **source: Any,
+    ) -> Tensor:
+        """x' of one row, in sample's dtype and memory format; arithmetic in float32 whatever the dtypes are."""
+        x_next = solver_step(sample, model_output, program, row, slots=slots, **source)
+        assert isinstance(x_next, Tensor)
+        return x_next
+
+    def _noise_source(self, model_output: Tensor, sample: Tensor, generator: Generators) -> dict[str, Any]:
+        """Noise as diffusers' randn_tensor draws it: of the sample's shape, contiguous, in model_output's dtype."""
+        if isinstance(generator, list) and len(generator) == 1:
+            generator = generator[0]
+        if model_output.shape == sample.shape and model_output.is_contiguous():
+            return noise_source(self.noise, model_output, generator)
+        like = torch.empty(sample.shape, dtype=model_output.dtype, device=model_output.device)
+        return noise_source(self.noise, like, generator)
+
+    # Training's side: x_t and v at timesteps of the process.
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε of original_samples' shape and dtype; tables in float64, arithmetic in float32.
+
+        timesteps: integers (N,), or one for all. Raises ValueError for one outside [0, T) (on a GPU: NaN).
+        """
+        return self._marginal(original_samples, noise, timesteps, 1)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = √ᾱ_t·ε − √(1−ᾱ_t)·x0 (Salimans & Ho 2022, arXiv 2202.00512); arguments as `add_noise`'s."""
+        return self._marginal(noise, sample, timesteps, -1).to(sample.dtype)
+
+    def _marginal(self, first: Tensor, second: Tensor, timesteps: Tensor, sign: int) -> Tensor:
+        key = (first.device, sign)
+        if key not in self._tables:
+            tables = (np.sqrt(self._abar), sign * np.sqrt(1.0 - self._abar))
+            self._tables[key] = tuple(torch.tensor(table, device=first.device) for table in tables)  # type: ignore[assignment]
+        t = timesteps.to(first.device, torch.int64).flatten().expand(len(first)).contiguous()
+        mixed = q_sample(first, t, *self._tables[key], noise=second)
+        assert isinstance(mixed, Tensor)
+        return mixed

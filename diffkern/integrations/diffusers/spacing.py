@@ -1,0 +1,38 @@
+"""Which timesteps a scheduler visits: diffusers' three spacings (Lin et al. 2023, arXiv 2305.08891, table 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+def check_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
+    """ValueError unless a whole number of steps in [1, T] is asked for."""
+    whole = isinstance(num_inference_steps, int | np.integer) and not isinstance(num_inference_steps, bool)
+    if not whole or not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps!r}; "
+            f"it must be an int in [1, {num_train_timesteps}], the steps that the model was trained with"
+        )
+
+
+def spaced_timesteps(config: Any, num_inference_steps: int) -> np.ndarray:
+    """int64 (num_inference_steps,), falling, as config.timestep_spacing says.
+
+    Raises ValueError for a number of steps outside [1, T] and for an unknown spacing.
+    """
+    total = config.num_train_timesteps
+    check_steps(num_inference_steps, total)
+    match config.timestep_spacing:
+        case "linspace":
+            rising = np.linspace(0, total - 1, num_inference_steps).round()
+        case "leading":
+            rising = np.arange(num_inference_steps) * (total // num_inference_steps) + config.steps_offset
+        case "trailing":
+            return np.round(np.arange(total, 0, -total / num_inference_steps)).astype(np.int64) - 1
+        case other:
+            raise ValueError(f"timestep_spacing is {other!r}; it may be one of {', '.join(map(repr, SPACINGS))}")
+    return rising[::-1].astype(np.int64)

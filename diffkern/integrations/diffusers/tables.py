@@ -1,0 +1,53 @@
+"""β and ᾱ of diffusers' configurations, float64: diffusers' own are float32, good to 1e-5 at small t."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from diffkern.process import betas_for_alpha_bar
+
+COSINE = "squaredcos_cap_v2"
+
+
+def make_betas(config: Any, schedules: tuple[str, ...]) -> np.ndarray:
+    """β (T,) of a scheduler's config, whose class knows `schedules`; any numbers, as diffusers allows (β of 2 too).
+
+    Raises NotImplementedError, as diffusers does, for another beta_schedule.
+    """
+    num_timesteps = config.num_train_timesteps
+    if config.trained_betas is not None:
+        betas = np.array(config.trained_betas, dtype=np.float64)
+        if betas.ndim != 1 or betas.size == 0:
+            raise ValueError(f"trained_betas have shape {betas.shape}; they must be 1-D and not empty")
+    elif config.beta_schedule not in schedules:
+        raise NotImplementedError(f"beta_schedule is {config.beta_schedule!r}; it may be one of {', '.join(schedules)}")
+    else:
+        betas = _SCHEDULES[config.beta_schedule](num_timesteps, config.beta_start, config.beta_end)
+    return zero_terminal_snr(betas) if config.rescale_betas_zero_snr else betas
+
+
+def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """β with √ᾱ shifted and scaled so that the last ᾱ is 0 (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
+    root = np.sqrt(np.cumprod(1.0 - betas))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    abar = root**2
+    return 1.0 - np.append(abar[0], abar[1:] / abar[:-1])
+
+
+def _cosine(num_timesteps: int, start: float, end: float) -> np.ndarray:
+    return betas_for_alpha_bar(num_timesteps, lambda u: float(np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2))
+
+
+def _sigmoid(num_timesteps: int, start: float, end: float) -> np.ndarray:
+    return start + (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps)))
+
+
+_SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
+    "linear": lambda n, start, end: np.linspace(start, end, n),
+    "scaled_linear": lambda n, start, end: np.linspace(start**0.5, end**0.5, n) ** 2,
+    COSINE: _cosine,
+    "sigmoid": _sigmoid,
+}
