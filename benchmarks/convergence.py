@@ -1,20 +1,16 @@
 """Orders of convergence on a closed-form problem: the exact score of a mixture of Gaussians.
 
-`python -m benchmarks.convergence` draws docs/images/convergence.png. The tests measure the slopes with the same functions.
+`python -m benchmarks.convergence` draws docs/images/convergence.png; the tests measure the slopes with the same problem.
 """
 
 from __future__ import annotations
-
-import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from diffkern import backends
 from diffkern.ops import solver_step
-from diffkern.solvers import SOLVERS, StepProgram, Transitions, chain
+from diffkern.solvers import StepProgram, Transitions, chain
 
 FIRST, LAST = -8.0, 2.0  # λ = log(α/σ) at both ends: σ = 0.9999998 and 0.13 of a variance-preserving state
 WEIGHTS, MEANS, STDS = np.array([0.3, 0.5, 0.2]), np.array([-1.0, 0.4, 1.3]), np.array([0.45, 0.35, 0.5])

@@ -42,28 +42,26 @@ def adams_bashforth(
         u, u_next = coordinate(rho), coordinate(rho_next)
     first = int(np.argmax(np.isfinite(rho)))  # ρ falls: only the first rows can have it infinite
 
-    named = steps.x0_columns()
-    # Where all of ε is the row's own: DDIM, in the form that α = 0 does not break.
-    c_x = steps.sigma_next / steps.sigma
-    named["c_0"] = steps.alpha_next - c_x * steps.alpha
+    eps_x, eps_m, eps_0 = steps.eps_terms(clip is not None or threshold is not None)
+    # x' = of_x·x + of_0·x0 + of_eps·ε + …: α'·x0 + σ'·ε, a step of DDIM, where the row has nothing but its own ε.
+    of_x, of_0, of_eps = np.zeros(rows), steps.alpha_next.copy(), steps.sigma_next.copy()
     history = np.zeros((rows, slots))
     is_read = np.zeros(rows, dtype=bool)
     for i in range(rows):
         known = min(order, i - first + 1)
         if known > 1 and np.isfinite(u_next[i]):
-            # w of ε_i, ε_{i−1}, …
-            weights = lagrange_integrals(u[i - known + 1 : i + 1][::-1].tolist(), u[i], u_next[i], density)
-            for j, weight in enumerate(weights[1:], start=1):
-                history[i, (i - j) % slots] = steps.alpha_next[i] * weight
+            nodes = u[i - known + 1 : i + 1][::-1]
+            own, *earlier = steps.alpha_next[i] * lagrange_integrals(nodes.tolist(), u[i], u_next[i], density)
+            of_x[i], of_0[i], of_eps[i] = steps.alpha_next[i] / steps.alpha[i], 0.0, own
+            for j, weight in enumerate(earlier, start=1):
+                history[i, (i - j) % slots] = weight
                 is_read[i - j] = True
-            c_x[i] = steps.alpha_next[i] * (1 / steps.alpha[i] + weights[0] / steps.sigma[i])
-            named["c_0"][i] = -steps.alpha_next[i] * weights[0] / rho[i]
-    named["c_x"] = c_x
+    named = steps.x0_columns()
+    named |= {"c_x": of_x + of_eps * eps_x, "c_m": of_eps * eps_m, "c_0": of_0 + of_eps * eps_0}
     writes = np.full((rows, 2), -1)
     if slots:
         named |= {f"c_h{k}": history[:, k] for k in range(slots)}
-        named["g0_x"] = 1 / steps.sigma
-        named["g0_0"] = -steps.alpha / steps.sigma
+        named |= {"g0_x": eps_x, "g0_m": eps_m, "g0_0": eps_0}
         writes[:, 0] = np.where(is_read, np.arange(rows) % slots, -1)
     return step_program(
         named,

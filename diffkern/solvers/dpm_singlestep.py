@@ -53,35 +53,37 @@ def dpm_singlestep(
     of_x0 = predicts == "x0"
     scale, scale_next = (steps.sigma, steps.sigma_next) if of_x0 else (steps.alpha, steps.alpha_next)
 
-    named = steps.x0_columns()
-    # The first row of a group is a step of DDIM.
-    named["c_x"] = steps.sigma_next / steps.sigma
-    named["c_0"] = steps.alpha_next - named["c_x"] * steps.alpha
+    eps = steps.eps_terms(clip is not None or threshold is not None)
+    # What is interpolated, as a combination of x, m and x0.
+    answer = (np.zeros(rows), np.zeros(rows), np.ones(rows)) if of_x0 else eps
+    # The first row of a group is a step of DDIM, α'·x0 + σ'·ε.
+    c = [steps.sigma_next * eps[0], steps.sigma_next * eps[1], steps.alpha_next + steps.sigma_next * eps[2]]
     history = np.zeros((rows, order + 1))
+    # Of what goes to a row's two slots: x and the answer in a group's first row, the answer in its second.
+    g0 = [np.zeros(rows) for _ in range(3)]
     writes = np.full((rows, 2), -1)
-    # The answer y = of_x·x + of_d·x0: x0 itself, or ε.
-    answer_x = np.zeros(rows) if of_x0 else 1 / steps.sigma
-    answer_0 = np.ones(rows) if of_x0 else -steps.alpha / steps.sigma
-    g0_x, g0_0 = np.zeros((2, rows))
     for group in _groups(steps, order):
         start = group[0]
         if len(group) > 1:
             writes[start] = X, FIRST
-            g0_x[start] = 1.0
+            g0[0][start] = 1.0
         for i in group[1:]:
             known = group[: group.index(i) + 1]
             weights = scale_next[i] * _weights(steps, known, of_x0, middle=len(group) == 2)
             history[i, X] = scale_next[i] / scale[start]
             history[i, FIRST : FIRST + len(known) - 1] = weights[:-1]
-            named["c_x"][i] = weights[-1] * answer_x[i]
-            named["c_0"][i] = weights[-1] * answer_0[i]
+            for column, part in zip(c, answer, strict=True):
+                column[i] = weights[-1] * part[i]
             if i != group[-1]:
                 writes[i, 0] = SECOND
-                g0_x[i], g0_0[i] = answer_x[i], answer_0[i]
+                for column, part in zip(g0, answer, strict=True):
+                    column[i] = part[i]
+    named = steps.x0_columns() | dict(zip(("c_x", "c_m", "c_0"), c, strict=True))
     slots = order + 1 if (writes >= 0).any() else 0
     if slots:
         named |= {f"c_h{k}": history[:, k] for k in range(slots)}
-        named |= {"g0_x": g0_x, "g0_0": g0_0, "g1_x": answer_x, "g1_0": answer_0}
+        for j, parts in enumerate((g0, answer)):
+            named |= dict(zip((f"g{j}_x", f"g{j}_m", f"g{j}_0"), parts, strict=True))
     return step_program(
         named,
         steps.times,
