@@ -1,6 +1,6 @@
 """Orders of convergence on a closed-form problem: the exact score of a mixture of Gaussians.
 
-`python -m benchmarks.convergence` draws docs/images/convergence.png; the tests measure the slopes with the same problem.
+`python -m benchmarks.convergence` draws docs/images/convergence.png; the tests measure slopes with the same problem.
 """
 
 from __future__ import annotations

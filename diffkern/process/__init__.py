@@ -1,5 +1,6 @@
 """The mathematics of the diffusion process, in float64 NumPy: schedules, respacing, marginal and posterior."""
 
+from diffkern.process.flow import FlowProcess as FlowProcess
 from diffkern.process.gaussian import GaussianProcess as GaussianProcess
 from diffkern.process.gaussian import ProcessTables as ProcessTables
 from diffkern.process.schedules import SCHEDULES as SCHEDULES

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 SPACINGS = ("respaced", "leading", "trailing", "linspace")
 
@@ -86,6 +87,25 @@ def _respaced(num_timesteps: int, steps: Steps) -> list[int]:
         offsets = np.cumsum([0.0] + [stride] * (count - 1))[:count]
         kept += [start + round(offset) for offset in offsets.tolist()]
         start += size
+    return kept
+
+
+def pick_timesteps(num_timesteps: int, steps: Steps | None, spacing: str, steps_offset: int) -> list[int]:
+    """All timesteps for `steps` None, else those of :func:`space_timesteps`."""
+    if steps is None:
+        return list(range(num_timesteps))
+    if isinstance(steps, int) and not 1 <= steps <= num_timesteps:
+        raise ValueError(f"steps is {steps}; it must be in [1, {num_timesteps}], the steps of the process")
+    return space_timesteps(num_timesteps, steps, spacing=spacing, steps_offset=steps_offset)
+
+
+def check_rising(timesteps: ArrayLike, num_timesteps: int) -> np.ndarray:
+    """`timesteps` as an array; ValueError unless they are integers that rise within [0, num_timesteps)."""
+    kept = np.asarray(timesteps)
+    if kept.ndim != 1 or kept.size == 0 or kept.dtype.kind not in "iu":
+        raise ValueError(f"timesteps are {kept.dtype} of shape {kept.shape}; they must be integers, 1-D, not empty")
+    if kept[0] < 0 or kept[-1] >= num_timesteps or (np.diff(kept) < 1).any():
+        raise ValueError(f"timesteps must rise within [0, {num_timesteps}); they are {kept.tolist()}")
     return kept
 
 

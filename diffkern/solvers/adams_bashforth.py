@@ -6,17 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffkern.process import GaussianProcess
 from diffkern.solvers.ddim import Clip, channels_of
 from diffkern.solvers.lagrange import lagrange_integrals
 from diffkern.solvers.program import StepProgram, step_program
-from diffkern.solvers.transitions import Transitions, transitions
+from diffkern.solvers.transitions import Process, Transitions, transitions
 
 HIGHEST_ORDER = 4
 
 
 def adams_bashforth(
-    process: GaussianProcess | Transitions,
+    process: Process | Transitions,
     order: int,
     coordinate: Callable[[np.ndarray], np.ndarray],
     density: Callable[[np.ndarray], np.ndarray],

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffkern.process import GaussianProcess
 from diffkern.solvers.adams_bashforth import adams_bashforth
 from diffkern.solvers.ddim import Clip
 from diffkern.solvers.program import StepProgram
-from diffkern.solvers.transitions import Transitions
+from diffkern.solvers.transitions import Process, Transitions
 
 
 def deis(
-    process: GaussianProcess | Transitions, *, clip: Clip = (-1.0, 1.0), threshold: Clip = None, order: int = 3
+    process: Process | Transitions, *, clip: Clip = (-1.0, 1.0), threshold: Clip = None, order: int = 3
 ) -> StepProgram:
     """One row for each step of `process`: the diffusion exponential integrator, eqs. 14 and 15, in ρ = σ/α,
 

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffkern.process import GaussianProcess
 from diffkern.solvers.ddim import Clip, channels_of
 from diffkern.solvers.lagrange import lagrange_integrals
 from diffkern.solvers.program import StepProgram, step_program
-from diffkern.solvers.transitions import Transitions, transitions
+from diffkern.solvers.transitions import Process, Transitions, transitions
 
 HIGHEST_ORDER = 3
 X, FIRST, SECOND = range(3)  # slots: x and the network's answer at the group's start, its answer at the next point
 
 
 def dpm_singlestep(
-    process: GaussianProcess | Transitions,
+    process: Process | Transitions,
     *,
     clip: Clip = (-1.0, 1.0),
     threshold: Clip = None,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffkern.process import GaussianProcess
-from diffkern.solvers.ddim import channels_of
+from diffkern.solvers.ddim import Clip, channels_of
 from diffkern.solvers.program import StepProgram, step_program
-from diffkern.solvers.transitions import Transitions, transitions
+from diffkern.solvers.transitions import Process, Transitions, transitions
 
 
-def dpmpp_2m(process: GaussianProcess | Transitions, *, clip: tuple[float, float] | None = (-1.0, 1.0)) -> StepProgram:
+def dpmpp_2m(process: Process | Transitions, *, clip: Clip = (-1.0, 1.0), threshold: Clip = None) -> StepProgram:
     """One row for each step of `process`, from t = T−1 to 0. With α = √ᾱ, σ = √(1−ᾱ), λ = log(α/σ), the row for t is
 
         x_{t−1} = σ_{t−1}/σ_t·x_t + (α_{t−1} − α_t·σ_{t−1}/σ_t)·D,   D = x0 + (x0 − x0')/(2r)
@@ -38,4 +37,6 @@ def dpmpp_2m(process: GaussianProcess | Transitions, *, clip: tuple[float, float
     named["g0_0"] = np.ones(steps.num_rows)
     read_next = np.append(weights[1:], 0.0) != 0
     writes = np.stack([np.where(read_next, 0, -1), np.full(steps.num_rows, -1)], axis=1)
-    return step_program(named, steps.times, writes=writes, num_slots=1, variance=channels_of(process), clip=clip)
+    return step_program(
+        named, steps.times, writes=writes, num_slots=1, variance=channels_of(process), clip=clip, threshold=threshold
+    )

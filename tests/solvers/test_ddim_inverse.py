@@ -83,13 +83,14 @@ def test_diffusers_where_it_is_installed(clip):
         assert error(state, x) < 1e-5, t
 
 
-@pytest.mark.parametrize("prediction", ["x0", "v", "eps"])
+@pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
 def test_to_zero_terminal_snr(prediction):
-    """The last state is ε alone: what the network says it is, or x itself where x0 counts for nothing."""
+    """The last state is ε alone: x itself, or the network's own."""
     process = GaussianProcess(zero_terminal_snr(linear_betas(1000)), prediction).respace(10)
     program = ddim_inverse(process)
     assert np.isfinite(program.coefficients).all()
     assert program.times.tolist() == process.timestep_map.tolist()
     states = trajectory(program, lambda x, t: 0.3 * x, IMAGE)
-    expected = (0.3 if prediction == "eps" else 1.0) * states[-2]
-    np.testing.assert_allclose(states[-1], expected, atol=1e-12)
+    np.testing.assert_allclose(states[-1], states[-2], atol=1e-12)
+    with pytest.raises(ValueError, match=r"alphas_cumprod\[9\] is 0"):
+        ddim_inverse(GaussianProcess(process.betas))
