@@ -39,6 +39,9 @@ def execute(
         assert output.shape[1] == 2 * x.shape[1]
         fraction = (output[:, x.shape[1] :] + 1) / 2
         log_variance = fraction * c["log_var_max"] + (1 - fraction) * c["log_var_min"]
+    elif program.variance == "learned":
+        log_variance = output[:, x.shape[1] :]
+    if log_variance is not None:
         sigma = np.exp(0.5 * log_variance)
     x0 = c["a_x"] * x + c["a_m"] * m
     if program.clip is not None:

@@ -7,7 +7,9 @@ from diffkern.process import GaussianProcess, cosine_betas, linear_betas
 from diffkern.solvers import SOLVERS, build
 from tests.solvers.executor import execute, new_slots
 
-PREDICTIONS = ["eps", "x0", "v"]
+PREDICTIONS = ["eps", "x0", "v", "x_prev", "flow"]
+VARIANCES = ["fixed_small", "fixed_large", "learned", "learned_range"]
+DETERMINISTIC = [name for name in SOLVERS if name != "ddpm"]
 
 
 def states(process, seed=0):
@@ -23,12 +25,19 @@ def states(process, seed=0):
 
 def output_of(process, x0, eps, t):
     s, sigma = process.sqrt_alphas_cumprod[t], process.sqrt_one_minus_alphas_cumprod[t]
-    return {"x0": x0, "eps": eps, "v": s * eps - sigma * x0}[process.prediction]
+    coef1, coef2 = process.posterior_mean_coef1[t], process.posterior_mean_coef2[t]
+    return {
+        "x0": x0,
+        "eps": eps,
+        "v": s * eps - sigma * x0,
+        "x_prev": coef1 * x0 + coef2 * (s * x0 + sigma * eps),
+        "flow": eps - x0,
+    }[process.prediction]
 
 
 @pytest.mark.parametrize("clip", [None, (-1, 1)])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("solver", DETERMINISTIC)
 def test_with_a_perfect_network_they_walk_along_the_marginal(solver, prediction, clip):
     """x_{t−1} = √ᾱ_{t−1}·x0 + √(1−ᾱ_{t−1})·ε with the same ε, and x0 itself at the end."""
     process = GaussianProcess(cosine_betas(1000), prediction).respace(20)
@@ -58,7 +67,7 @@ def test_ancestral_steps_with_a_perfect_network_sample_the_posterior(solver, pre
 
 @given(
     st.sampled_from(PREDICTIONS),
-    st.sampled_from(["fixed_small", "fixed_large", "learned_range"]),
+    st.sampled_from(VARIANCES),
     st.floats(0, 1),
     st.integers(1, 60),
     st.integers(0, 2**32 - 1),
@@ -68,7 +77,7 @@ def test_folding_changes_nothing(prediction, variance, eta, steps, seed):
     process = GaussianProcess(cosine_betas(100), prediction, variance)
     rng = np.random.default_rng(seed)
     x, noise = rng.standard_normal((2, 1, 2, 3))
-    output = rng.standard_normal((1, 4 if variance == "learned_range" else 2, 3))
+    output = rng.standard_normal((1, 4 if variance.startswith("learned") else 2, 3))
     row = int(rng.integers(steps))
     for solver in SOLVERS:
         results = []
@@ -81,7 +90,7 @@ def test_folding_changes_nothing(prediction, variance, eta, steps, seed):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+@pytest.mark.parametrize("variance", VARIANCES)
 def test_times_variance_and_the_last_row(solver, variance):
     process = GaussianProcess(linear_betas(1000), variance=variance)
     program = build(solver, process, 10)
@@ -92,22 +101,31 @@ def test_times_variance_and_the_last_row(solver, variance):
     if solver != "lms":  # which extrapolates to σ = 0; the last step of the others returns x0
         assert program.column("c_x")[-1] == 0
         assert program.column("c_0")[-1] == pytest.approx(1, abs=1e-12)
-    assert program.variance == ("learned_range" if variance == "learned_range" else "fixed")
+    if solver == "ddpm":
+        assert program.variance == process.channel_variance
+    else:  # bounds of 0: whatever the further channels say, σ is 1
+        assert program.variance == ("learned_range" if variance.startswith("learned") else "fixed")
     assert program.clip == (-1, 1)
 
 
 def test_ddpm_variances():
     process = GaussianProcess(linear_betas(1000), variance="fixed_large").respace(10)
     np.testing.assert_allclose(build("ddpm", process).column("c_z")[:-1] ** 2, process.betas[:0:-1])
+    own = build("ddpm", GaussianProcess(process.betas, variance="learned"))
+    assert own.column("c_z").tolist() == [1] * 9 + [0]
+    x, output, noise = (np.random.default_rng(i).standard_normal((1, c, 3)) for i, c in enumerate((2, 4, 2)))
+    step = execute(own, 3, x, output, noise)
+    np.testing.assert_allclose(step.x - step.mean, np.exp(output[:, 2:] / 2) * noise)
     learned = build("ddpm", GaussianProcess(process.betas, variance="learned_range"))
     assert learned.column("c_z").tolist() == [1] * 9 + [0]
     np.testing.assert_allclose(np.exp(learned.column("log_var_max")), process.betas[::-1])
     np.testing.assert_allclose(np.exp(learned.column("log_var_min"))[:-1], process.posterior_variance[:0:-1])
 
 
-@pytest.mark.parametrize(("solver", "eta"), [("ddim", 1.0), ("dpmpp_2m", 0.0)])
-def test_a_learned_variance_is_ignored(solver, eta):
-    process = GaussianProcess(linear_betas(100), variance="learned_range")
+@pytest.mark.parametrize(("solver", "eta"), [("ddim", 1.0), *((name, 0.0) for name in DETERMINISTIC)])
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_a_learned_variance_is_ignored(variance, solver, eta):
+    process = GaussianProcess(linear_betas(100), variance=variance)
     x, output, noise = (np.random.default_rng(i).standard_normal((1, c, 3)) for i, c in enumerate((2, 4, 2)))
     program, plain = build(solver, process, eta=eta), build(solver, GaussianProcess(process.betas), eta=eta)
     slots, plain_slots = new_slots(program, x), new_slots(plain, x)
