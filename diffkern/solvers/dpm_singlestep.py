@@ -33,9 +33,10 @@ def dpm_singlestep(
 
     over the points s, s1, … that it knows, L_j their Lagrange polynomials. For the second of two rows the papers have,
     with r = (λ_s1 − λ_s)/(λ_τ − λ_s), the integral of e^∓λ alone times 1 − 1/(2r) and 1/(2r) (arXiv 2211.01095,
-    algorithm 1; arXiv 2206.00927, algorithm 1, has r = ½). With three points the polynomial is quadratic, which is of
-    third order wherever the process puts s1 and s2; that of algorithm 2, linear in s and s2, is so for λ_s2 at two
-    thirds alone.
+    algorithm 1; arXiv 2206.00927, algorithm 1, has r = ½). With three points the polynomial is quadratic (algorithm 2
+    there, whose points are at one and two thirds of the way, takes the line through s and s2). That is of third order
+    where λ's steps within a group differ little, so that s2 is near two thirds, as it is in every smooth spacing of
+    many steps; of second order where their ratios stay away from 1.
 
     A row that leads to σ = 0 and one at α = 0 are groups of their own, of first order (DDIM with η = 0), and the
     rest may end with a smaller group. No row adds noise.
