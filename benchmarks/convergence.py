@@ -106,6 +106,8 @@ def draw(path: Path) -> None:
         slope = np.log(errors[-2] / errors[-1]) / np.log(calls[-1] / calls[-2])
         axes.loglog(calls, errors, marker="osD^v"[index % 5], markersize=4, label=f"{name} ({slope:.1f})")
     axes.set(xlabel="network evaluations", ylabel="largest error at the end", title="Mixture of Gaussians, exact score")
+    axes.set_xticks(PLOTTED, labels=[str(steps) for steps in PLOTTED])
+    axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, title="solver (slope at the end)")
     figure.tight_layout()
