@@ -63,11 +63,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
 
     @alphas_cumprod.setter
     def alphas_cumprod(self, table: Tensor) -> None:
-        if table.shape == self._alphas_cumprod.shape and torch.equal(table.detach().cpu(), self._alphas_cumprod.cpu()):
-            self._alphas_cumprod = table  # the same on another device
-        else:
-            self._use_alphas_cumprod(table.detach().cpu().double().numpy())
-            self._alphas_cumprod = table
+        values = table.detach().cpu().double().numpy()
+        # Those that were read from here, perhaps moved to a device, are not to lose the digits that float32 has not.
+        if not np.array_equal(values, self._abar.astype(np.float32)):
+            self._use_alphas_cumprod(values)
+        self._alphas_cumprod = table
 
     def _use_alphas_cumprod(self, table: np.ndarray) -> None:
         self._abar = table

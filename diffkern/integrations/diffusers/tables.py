@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from diffkern.process import betas_for_alpha_bar
 
@@ -27,6 +29,32 @@ def make_betas(config: Any, schedules: tuple[str, ...]) -> np.ndarray:
     else:
         betas = _SCHEDULES[config.beta_schedule](num_timesteps, config.beta_start, config.beta_end)
     return zero_terminal_snr(betas) if config.rescale_betas_zero_snr else betas
+
+
+class EndLevel:
+    """Attribute of a scheduler: ᾱ past an end of the process, to which users may assign another number.
+
+    Users read a float32 tensor (); `number` is the float64 one that programs are made of.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.stored = f"_{name}"
+
+    def number(self, scheduler: Any) -> float:
+        return vars(scheduler)[self.stored][0]
+
+    def __get__(self, scheduler: Any, owner: type | None = None) -> Any:
+        return self if scheduler is None else vars(scheduler)[self.stored][1]
+
+    def __set__(self, scheduler: Any, value: float | Tensor) -> None:
+        number = float(value)
+        known = vars(scheduler).get(self.stored)
+        # What was read from here, perhaps moved to a device, is not to lose the digits that float32 has not.
+        if known is not None and np.float32(known[0]) == np.float32(number):
+            number = known[0]
+        tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
+        vars(scheduler)[self.stored] = (number, tensor)
+        scheduler._programs.clear()
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
