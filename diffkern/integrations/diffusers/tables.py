@@ -28,7 +28,7 @@ def make_betas(config: Any, schedules: tuple[str, ...]) -> np.ndarray:
         raise NotImplementedError(f"beta_schedule is {config.beta_schedule!r}; it may be one of {', '.join(schedules)}")
     else:
         betas = _SCHEDULES[config.beta_schedule](num_timesteps, config.beta_start, config.beta_end)
-    return zero_terminal_snr(betas) if config.rescale_betas_zero_snr else betas
+    return zero_terminal_snr(betas) if getattr(config, "rescale_betas_zero_snr", False) else betas
 
 
 class EndLevel:
@@ -69,6 +69,10 @@ def _cosine(num_timesteps: int, start: float, end: float) -> np.ndarray:
     return betas_for_alpha_bar(num_timesteps, lambda u: float(np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2))
 
 
+def _exp(num_timesteps: int, start: float, end: float) -> np.ndarray:
+    return betas_for_alpha_bar(num_timesteps, lambda u: float(np.exp(-12.0 * u)))
+
+
 def _sigmoid(num_timesteps: int, start: float, end: float) -> np.ndarray:
     return start + (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps)))
 
@@ -77,5 +81,6 @@ _SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "linear": lambda n, start, end: np.linspace(start, end, n),
     "scaled_linear": lambda n, start, end: np.linspace(start**0.5, end**0.5, n) ** 2,
     COSINE: _cosine,
+    "exp": _exp,
     "sigmoid": _sigmoid,
 }
