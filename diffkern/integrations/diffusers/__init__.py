@@ -5,3 +5,6 @@ Our own classes on SchedulerMixin and ConfigMixin. Each takes its namesake's arg
 """
 
 from diffkern.integrations.diffusers.ddim import DDIMScheduler as DDIMScheduler
+from diffkern.integrations.diffusers.dpmsolver_multistep import (
+    DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
+)

@@ -84,3 +84,14 @@ _SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "exp": _exp,
     "sigmoid": _sigmoid,
 }
+
+
+def single_alphas_cumprod(config: Any, betas: Tensor) -> Tensor:
+    """ᾱ, float32 (T,), rounded as diffusers rounds it on the way: for decisions that hang on its last digit."""
+    if config.rescale_betas_zero_snr:
+        return torch.cat([torch.cumprod(1 - betas, 0)[:-1], torch.tensor([2.0**-24])])
+    if config.trained_betas is None and config.beta_schedule == "linear":
+        betas = torch.linspace(config.beta_start, config.beta_end, len(betas))
+    elif config.trained_betas is None and config.beta_schedule == "scaled_linear":
+        betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, len(betas)) ** 2
+    return torch.cumprod(1 - betas, 0)
