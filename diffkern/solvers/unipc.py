@@ -17,7 +17,6 @@ from diffkern.solvers.program import StepProgram, step_program
 from diffkern.solvers.transitions import Transitions, transitions
 
 VARIANTS = ("bh1", "bh2")
-LAST, RING = 0, 1  # slots: the state that the last row started from, corrected; then the ring of predictions
 Pair = tuple[float, float] | None
 
 
@@ -51,14 +50,16 @@ def unipc(
     `orders`: int, or ints (R,), of the predictor of each row's step and of the corrector that follows. A row is of a
     lower order where its own step or one that it looks back on is not there, infinite (σ = 0, α = 0) or of length 0; of
     order 1 it holds no B, whose "bh1" is infinite at σ = 0.
-    `corrector`: whether a row corrects the state it comes to, bool or bools (R,); the first has none to correct.
+    `corrector`: whether rows correct the state that they come to, with the order of the step that led there; or ints
+    (R,), the order of each row's corrector, 0 for none. The first row has no step to correct.
     `predictor=False` leaves the predictor out: x' is the corrected state, from which another solver may go on.
     x0 is clipped to `clip`, or thresholded (ratio, max); ε follows from it then.
-    `history`: the number of predictions remembered, in slots 1 + i mod history for row i; slot 0 holds the state that
-    the last row started from. None: as many as the highest order, written only where a row will read them. With one
-    more no row overwrites a prediction that it reads itself.
+    `history`: the number of predictions remembered. None: as many as the highest order, behind slot 0, which holds the
+    state that the last row started from, corrected; they are written only where a row will read them. Given, row i
+    writes that state to slot i mod 2 and its prediction to slot 2 + i mod history; with one more than the highest order
+    no row overwrites what it reads itself.
 
-    Raises ValueError for a variant, orders and corrector that are none of these, where x0 or ε cannot be had from the
+    Raises ValueError for a variant, orders and a corrector that are none of these, where x0 or ε cannot be had from the
     prediction, and for steps from α = 0 with ε.
     """
     if variant not in VARIANTS:
@@ -68,11 +69,12 @@ def unipc(
     if not predict_x0 and (steps.alpha == 0).any():
         raise ValueError("predict_x0 is False, but a step starts from alpha = 0, where ε says nothing of x0")
     order = usable_orders(orders, h)
-    corrects = _corrects(corrector, h, variant)
+    corrected = _corrected_orders(corrector, order, h, variant)
+    corrects = np.append(False, corrected[:-1] > 0)
     with np.errstate(invalid="ignore", over="ignore"):
         c_x, of_m0 = _first_order(steps, h, predict_x0)
         up = _updates(steps, h, order, variant, predict_x0, corrects=False)
-        uc = _updates(steps, h, order, variant, predict_x0, corrects=True)
+        uc = _updates(steps, h, corrected, variant, predict_x0, corrects=True)
 
     # The corrected state: of the last state, of what is remembered, and of the prediction now made.
     last = np.where(corrects, _moved(c_x), 0.0)
@@ -87,41 +89,42 @@ def unipc(
         c_x, next_now, up = np.ones(rows), np.zeros(rows), {}
     next_past = {back: c_x * past.get(back, 0.0) + up.get(back, 0.0) for back in past.keys() | up.keys()}
 
-    size = int(np.max(orders)) if history is None else history
+    size = int(max(order.max(), corrected.max())) if history is None else history
+    lasts = 1 if history is None else 2
     named = steps.x0_columns()
     for name, column in newest_columns(steps, predict_x0, clip is not None or threshold is not None).items():
         named[f"c_{name}"] = (c_x * now + next_now) * column
         named[f"g0_{name}"] = now * column
         named[f"g1_{name}"] = column
-    for family, scale in (("c", c_x), ("g0", np.ones(rows))):
+    for family, scale, remembered in (("c", c_x, next_past), ("g0", np.ones(rows), past)):
         named[f"{family}_x"] = named.get(f"{family}_x", 0.0) + np.where(corrects, 0.0, scale)
-        named[f"{family}_h{LAST}"] = scale * last
-    named |= ring_reads(next_past, size, RING) | ring_reads(past, size, RING, "g0")
-    every_row = history is not None
-    remembers = np.append(corrects[1:], False) | every_row
+        named |= ring_reads({1: scale * last}, lasts, 0, family) | ring_reads(remembered, size, lasts, family)
     reads = {back: np.abs(next_past[back]) + np.abs(past.get(back, 0.0)) for back in next_past}
-    writes = np.stack(
-        [np.where(remembers, LAST, -1), ring_writes(reads, size, RING, every_row)],
-        axis=1,
-    )
+    every_row = history is not None
+    writes = [ring_writes({1: last}, lasts, 0, every_row), ring_writes(reads, size, lasts, every_row)]
     return step_program(
         named,
         steps.times,
-        writes=writes,
-        num_slots=RING + size,
+        writes=np.stack(writes, axis=1),
+        num_slots=lasts + size,
         variance=channels_of(process),
         clip=clip,
         threshold=threshold,
     )
 
 
-def _corrects(corrector: ArrayLike, h: np.ndarray, variant: str) -> np.ndarray:
-    """bool (R,): the rows that correct the step before; "bh1" cannot correct an infinite one."""
+def _corrected_orders(corrector: ArrayLike, order: np.ndarray, h: np.ndarray, variant: str) -> np.ndarray:
+    """int64 (R,): of which order the row after each corrects its step; 0 if it does not, as after the last."""
     asked = np.asarray(corrector)
-    if asked.dtype.kind != "b" or asked.shape not in ((), h.shape):
-        raise ValueError(f"corrector is {corrector!r}; it must be a bool or bools of shape {h.shape}")
-    possible = np.isfinite(before(h, 1)) if variant == "bh1" else np.arange(len(h)) > 0
-    return np.asarray(asked & possible)
+    if asked.dtype.kind not in "biu" or asked.shape not in ((), h.shape) or (asked.dtype.kind != "b" and asked.ndim == 0):
+        raise ValueError(f"corrector is {corrector!r}; it must be a bool, or bools or ints of shape {h.shape}")
+    if (asked < 0).any():
+        raise ValueError(f"corrector is {corrector!r}; orders must be 0, for none, or more")
+    after = np.append(np.broadcast_to(asked, h.shape)[1:], 0)
+    wanted = order * after if asked.dtype.kind == "b" else after
+    possible = usable_orders(max(int(wanted.max()), 1), h)
+    # An infinite step has an infinite B of "bh1".
+    return np.where((variant == "bh1") & ~np.isfinite(h), 0, np.minimum(wanted, possible))
 
 
 def _first_order(steps: Transitions, h: np.ndarray, predict_x0: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +144,7 @@ def _updates(
     """−S·B·ρ_k/r_k of each row's step, (R,): by how many rows back m_k lies; 0 is the prediction at x' of a corrector."""
     scale = -steps.alpha_next if predict_x0 else -steps.sigma_next
     highest = int(order.max())
-    found = {back: np.zeros(len(h)) for back in range(0 if corrects else 1, highest)}
+    found = {back: np.zeros(len(h)) for back in range(0 if corrects else 1, max(highest, 1))}
     for p in range(1, highest + 1):
         at = np.flatnonzero(order == p)
         unknowns = p if corrects else p - 1

@@ -8,3 +8,4 @@ from diffkern.integrations.diffusers.ddim import DDIMScheduler as DDIMScheduler
 from diffkern.integrations.diffusers.dpmsolver_multistep import (
     DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
 )
+from diffkern.integrations.diffusers.unipc import UniPCMultistepScheduler as UniPCMultistepScheduler

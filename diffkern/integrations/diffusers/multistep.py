@@ -199,7 +199,7 @@ class MultistepScheduler(SigmaScheduler):
         return self._advance(self._programs["convert"], self._current(), output, x)
 
     def _newest(self, steps: Transitions) -> dict[str, np.ndarray]:
-        return newest_columns(steps, self._data_prediction(), self.config.thresholding)
+        return newest_columns(steps, self._data_prediction(), self._threshold() is not None)
 
     def _current(self) -> int:
         if self._step_index is None:
