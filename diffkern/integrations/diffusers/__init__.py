@@ -5,3 +5,7 @@ Our own classes on SchedulerMixin and ConfigMixin. Each takes its namesake's arg
 """
 
 from diffkern.integrations.diffusers.ddim import DDIMScheduler as DDIMScheduler
+from diffkern.integrations.diffusers.dpmsolver_multistep import (
+    DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
+)
+from diffkern.integrations.diffusers.unipc import UniPCMultistepScheduler as UniPCMultistepScheduler

@@ -13,6 +13,7 @@ from diffkern.integrations.diffusers.outputs import SchedulerOutput
 from diffkern.integrations.diffusers.scheduler import Scheduler
 from diffkern.integrations.diffusers.spacing import spaced_timesteps
 from diffkern.integrations.diffusers.steps import SingleSteps, single_steps
+from diffkern.integrations.diffusers.tables import EndLevel
 from diffkern.integrations.draws import Generators
 from diffkern.ops._layout import empty_like_layout
 from diffkern.solvers import ddim
@@ -24,6 +25,8 @@ class DDIMScheduler(Scheduler):
     Steps are computed in float32 from float64 tables whatever the sample's dtype; diffusers computes in the sample's
     dtype from float32 ones.
     """
+
+    final_alpha_cumprod = EndLevel()
 
     @register_to_config
     def __init__(
@@ -46,7 +49,7 @@ class DDIMScheduler(Scheduler):
         noise: str = "torch",
     ) -> None:
         self._set_up(noise)
-        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+        self.final_alpha_cumprod = 1.0 if set_alpha_to_one else self._abar[0]
         self._set_timesteps(np.arange(num_train_timesteps, dtype=np.int64)[::-1], None)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
@@ -109,7 +112,9 @@ class DDIMScheduler(Scheduler):
             self._programs[key] = single_steps(
                 self._abar,
                 timesteps,
-                np.where(previous < 0, self.final_alpha_cumprod.item(), self._abar[np.maximum(previous, 0)]),
+                np.where(
+                    previous < 0, DDIMScheduler.final_alpha_cumprod.number(self), self._abar[np.maximum(previous, 0)]
+                ),
                 self.prediction,
                 lambda steps: ddim(steps, **options).with_x0(),
             )
@@ -118,5 +123,5 @@ class DDIMScheduler(Scheduler):
     def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
         """β̃ of a step between two timesteps, float32 (): the variance of its noise at η = 1."""
         abar = self._abar[timestep]
-        abar_prev = self._abar[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod.item()
+        abar_prev = self._abar[prev_timestep] if prev_timestep >= 0 else DDIMScheduler.final_alpha_cumprod.number(self)
         return torch.tensor((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev), dtype=torch.float32)

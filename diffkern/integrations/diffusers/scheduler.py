@@ -31,6 +31,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
     beta_schedules: ClassVar[tuple[str, ...]] = ("linear", "scaled_linear", "squaredcos_cap_v2")
     predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
     order: ClassVar[int] = 1
+    init_noise_sigma: Any = 1.0
     config: Any
 
     @classmethod
@@ -51,7 +52,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
         self.alphas = torch.tensor(1.0 - self._betas64, dtype=torch.float32)
         self._alphas_cumprod: Tensor
         self._use_alphas_cumprod(np.cumprod(1.0 - self._betas64))
-        self.init_noise_sigma: float | Tensor = 1.0
         self.num_inference_steps: int | None = None
 
     # ᾱ: users read it, move it to a device and, at times, replace it.
@@ -63,11 +63,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
 
     @alphas_cumprod.setter
     def alphas_cumprod(self, table: Tensor) -> None:
-        if table.shape == self._alphas_cumprod.shape and torch.equal(table.detach().cpu(), self._alphas_cumprod.cpu()):
-            self._alphas_cumprod = table  # the same on another device
-        else:
-            self._use_alphas_cumprod(table.detach().cpu().double().numpy())
-            self._alphas_cumprod = table
+        values = table.detach().cpu().double().numpy()
+        # Those that were read from here, perhaps moved to a device, are not to lose the digits that float32 has not.
+        if not np.array_equal(values, self._abar.astype(np.float32)):
+            self._use_alphas_cumprod(values)
+        self._alphas_cumprod = table
 
     def _use_alphas_cumprod(self, table: np.ndarray) -> None:
         self._abar = table

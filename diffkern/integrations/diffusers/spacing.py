@@ -24,15 +24,21 @@ def spaced_timesteps(config: Any, num_inference_steps: int) -> np.ndarray:
 
     Raises ValueError for a number of steps outside [1, T] and for an unknown spacing.
     """
-    total = config.num_train_timesteps
+    return fractional_timesteps(config, num_inference_steps).round().astype(np.int64)
+
+
+def fractional_timesteps(config: Any, num_inference_steps: int, total: int | None = None) -> np.ndarray:
+    """As `spaced_timesteps`, float64, but "linspace" goes in even steps. `total` is T; None: the config's."""
+    total = total or config.num_train_timesteps
     check_steps(num_inference_steps, total)
     match config.timestep_spacing:
         case "linspace":
-            rising = np.linspace(0, total - 1, num_inference_steps).round()
+            rising = np.linspace(0, total - 1, num_inference_steps)
         case "leading":
-            rising = np.arange(num_inference_steps) * (total // num_inference_steps) + config.steps_offset
+            rising = np.arange(num_inference_steps, dtype=np.float64) * (total // num_inference_steps)
+            rising += config.steps_offset
         case "trailing":
-            return np.round(np.arange(total, 0, -total / num_inference_steps)).astype(np.int64) - 1
+            return np.round(np.arange(total, 0, -total / num_inference_steps)) - 1
         case other:
             raise ValueError(f"timestep_spacing is {other!r}; it may be one of {', '.join(map(repr, SPACINGS))}")
-    return rising[::-1].astype(np.int64)
+    return rising[::-1]
