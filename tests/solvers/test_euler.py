@@ -1,6 +1,7 @@
 """Euler's method, ancestral and with churn, against the papers' loops and k-diffusion's numbers."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from diffkern.process import GaussianProcess, cosine_betas, linear_betas, scaled_linear_betas
 from diffkern.solvers import Churn, chain, ddim, euler, euler_ancestral, single_steps
 from tests.golden_data import error, load
-from tests.solvers.levels import SCALES, LINEAR_LEVELS, data, run, scaled
+from tests.solvers.levels import LINEAR_LEVELS, SCALES, data, exploding_chain, k_diffusion, run, scaled
 from tests.stub_networks import net
 
 NETWORK = functools.partial(net, a=1.3, b=0.01, w=0.8)
@@ -45,7 +46,7 @@ def test_every_scale_of_x_goes_the_same_way(prediction, scale, clip):
     network, x0_of = scaled_network(prediction, scale, clip)
     for solver in ("euler", "ancestral"):
         expected = [y]
-        for i, (now, then) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        for i, (now, then) in enumerate(itertools.pairwise(levels)):
             y_now = expected[-1]
             derivative = (y_now - x0_of(y_now, now, i)) / now
             if solver == "euler":
@@ -85,52 +86,32 @@ def scaled_network(prediction, scale, clip):
     return network, x0_of
 
 
-def k_diffusion(case, hatted):
-    """(network(x, σ̂), x_init, σ̂ of the levels, Transitions through them and, if `hatted`, the churned ones)."""
-    sigmas = GOLDEN[f"{case}/sigmas"].astype(np.float64)
-    stub = functools.partial(net, **{k: GOLDEN.meta["stub"][k] for k in "abw"})
-    levels, network_at = [], []
-    for now in sigmas[:-1]:
-        levels.append(now)
-        if hatted:
-            gamma = Churn(20.0, 0.05, 50.0).gamma(np.array([now]), len(sigmas) - 1)[0]
-            if gamma > 0:
-                levels.append(now * (1 + gamma))
-    network_at = np.array(levels)
-    levels = np.append(levels, 0.0)
-    steps = chain(np.ones_like(levels), levels, network_at, "x0")
-    return lambda x, t: stub(x, np.full(len(x), np.log(t))), GOLDEN[f"{case}/x_init"].astype(np.float64), steps
-
-
-def test_k_diffusion_euler():
-    network, x, steps = k_diffusion("euler", hatted=False)
-    states = run(euler(steps, clip=None), network, x)
-    for row, expected in enumerate(GOLDEN["euler/x_callback"][1:]):
+@pytest.mark.parametrize("case", ["euler", "euler_ancestral"])
+def test_k_diffusion(case):
+    network, x, sigmas = k_diffusion(GOLDEN, case)
+    steps = exploding_chain(sigmas)
+    program = euler(steps, clip=None) if case == "euler" else euler_ancestral(steps, clip=None)
+    noise = np.zeros((program.num_rows, *x.shape))
+    if case == "euler_ancestral":
+        noise[:-1] = GOLDEN[f"{case}/noise"]
+    states = run(program, network, x, noise)
+    for row, expected in enumerate(GOLDEN[f"{case}/x_callback"][1:]):
         assert error(states[row], expected) < 1e-6, row
-    assert error(states[-1], GOLDEN["euler/final_f64"]) < 1e-6
-
-
-def test_k_diffusion_ancestral():
-    network, x, steps = k_diffusion("euler_ancestral", hatted=False)
-    noise = np.concatenate([GOLDEN["euler_ancestral/noise"], np.zeros((1, *x.shape))])
-    states = run(euler_ancestral(steps, clip=None), network, x, noise)
-    for row, expected in enumerate(GOLDEN["euler_ancestral/x_callback"][1:]):
-        assert error(states[row], expected) < 1e-6, row
-    assert error(states[-1], GOLDEN["euler_ancestral/final_f64"]) < 1e-6
+    assert error(states[-1], GOLDEN[f"{case}/final_f64"]) < 1e-6
 
 
 def test_k_diffusion_churn():
     """Steps upwards are part of the rows before them; the first alone is a row, which calls no network."""
-    network, x, steps = k_diffusion("euler_churn", hatted=True)
-    churns = int((np.diff(steps.sigma) > 0).sum())
-    assert churns >= 8
+    network, x, sigmas = k_diffusion(GOLDEN, "euler_churn")
+    gamma = Churn(20.0, 0.05, 50.0).gamma(sigmas[:-1], len(sigmas) - 1)
+    before = np.flatnonzero(gamma)
+    assert 0 < len(before) < len(gamma)
+    steps = exploding_chain(np.insert(sigmas, before + 1, (sigmas[:-1] * (1 + gamma))[before]))
     program = euler(steps, clip=None, churn=Churn(s_noise=1.003))
-    assert program.calls_network.tolist() == [False] + [True] * 12
-    assert program.num_rows == steps.num_rows - churns + 1
-    noise = list(GOLDEN["euler_churn/noise"].astype(np.float64))
-    draws = np.zeros((program.num_rows, *x.shape))
-    draws[program.column("c_z") != 0] = np.array(noise)[:churns]
-    states = run(program, network, x, draws)
+    assert program.calls_network.tolist() == [False] + [True] * len(gamma)
+    noise = np.zeros((program.num_rows, *x.shape))
+    noise[program.column("c_z") != 0] = GOLDEN["euler_churn/noise"][before]
+    states = run(program, network, x, noise)
     assert error(states[-1], GOLDEN["euler_churn/final_f64"]) < 1e-6
 
 
@@ -142,15 +123,16 @@ def test_churn_of_a_process(churn, zero_snr):
     full = GaussianProcess(np.append(betas[:-1], 1.0) if zero_snr else betas, "v")
     process = full.respace(8)
     program = euler(process, clip=None, churn=churn, full=full)
-    table = np.sqrt(1 / full.alphas_cumprod - 1)
-    levels = np.append(np.sqrt(1 / process.alphas_cumprod[::-1] - 1), 0.0)
+    with np.errstate(divide="ignore"):
+        table = np.sqrt(1 / full.alphas_cumprod - 1)
+    levels = np.append(table[process.timestep_map[::-1]], 0.0)
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 4))
     noise = np.random.default_rng(1).standard_normal((20, *x.shape))
     states = run(program, lambda x, t: NETWORK(x, np.full(len(x), t)), x, noise)
 
     draws = iter(noise[: program.num_rows][program.column("c_z") != 0])
     y, calls = (None if zero_snr else x * np.sqrt(1 + levels[0] ** 2)), []
-    for now, then in zip(levels[:-1], levels[1:], strict=True):
+    for now, then in itertools.pairwise(levels):
         if np.isinf(now):  # DDIM from pure noise: x0 = −v, ε = x
             y, calls = -NETWORK(x, np.full(2, 999.0)) + then * x, [999.0]
             continue
@@ -169,13 +151,13 @@ def test_churn_of_a_process(churn, zero_snr):
 
 def test_what_cannot_be():
     process = GaussianProcess(linear_betas(1000)).respace(4)
-    with pytest.raises(ValueError, match="eta is 1.5"):
+    with pytest.raises(ValueError, match=r"eta is 1.5"):
         euler_ancestral(process, eta=1.5)
     with pytest.raises(ValueError, match="s_noise is -1"):
         euler_ancestral(process, s_noise=-1)
     with pytest.raises(ValueError, match="s_churn is -1"):
         Churn(-1.0)
-    with pytest.raises(ValueError, match="s_max is 1.0; it must be at least s_min, 2"):
+    with pytest.raises(ValueError, match=r"s_max is 1.0; it must be at least s_min, 2"):
         Churn(1.0, 2.0, 1.0)
     up = single_steps([1.0], [1.0], [1.0], [2.0], [0], "x0")
     with pytest.raises(ValueError, match="row 0 of the Transitions leads to more noise"):
