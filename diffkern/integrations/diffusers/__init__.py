@@ -5,3 +5,9 @@ Our own classes on SchedulerMixin and ConfigMixin. Each takes its namesake's arg
 """
 
 from diffkern.integrations.diffusers.ddim import DDIMScheduler as DDIMScheduler
+from diffkern.integrations.diffusers.euler import EulerDiscreteScheduler as EulerDiscreteScheduler
+from diffkern.integrations.diffusers.euler_ancestral import (
+    EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
+)
+from diffkern.integrations.diffusers.heun import HeunDiscreteScheduler as HeunDiscreteScheduler
+from diffkern.integrations.diffusers.pndm import PNDMScheduler as PNDMScheduler

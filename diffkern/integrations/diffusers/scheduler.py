@@ -16,7 +16,13 @@ from diffkern.integrations.draws import Generators, check_noise, noise_source
 from diffkern.ops import q_sample, solver_step
 from diffkern.solvers import StepProgram
 
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+PREDICTIONS = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bases disagree on config_name's type

@@ -154,12 +154,16 @@ class SigmaScheduler(Scheduler):
         not matter. Tables in float64, arithmetic in float32. Raises ValueError for a timestep off the schedule.
         """
         if self._begin_index is None:
-            position = self._position(timesteps)
-            values = timesteps.flatten().tolist() if position is None else [self._host_timesteps()[position]]
-            indices = [self.index_for_timestep(value) for value in values]
+            indices = self._indices(timesteps)
         else:
             indices = [self._begin_index if self._step_index is None else self._step_index]
         return self._at_levels(original_samples, noise, indices, *self._level_pair())
+
+    def _indices(self, timesteps: Tensor) -> list[int]:
+        """The step of each of `timesteps`."""
+        position = self._position(timesteps)
+        values = timesteps.flatten().tolist() if position is None else [self._host_timesteps()[position]]
+        return [self.index_for_timestep(value) for value in values]
 
     def _at_levels(
         self, first: Tensor, second: Tensor, indices: list[int], of_first: np.ndarray, of_second: np.ndarray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,3 +43,13 @@ def fractional_timesteps(config: Any, num_inference_steps: int, total: int | Non
         case other:
             raise ValueError(f"timestep_spacing is {other!r}; it may be one of {', '.join(map(repr, SPACINGS))}")
     return rising[::-1]
+
+
+def custom_timesteps(timesteps: Sequence[float], num_train_timesteps: int) -> np.ndarray:
+    """A user's timesteps, float64 (steps,); ValueError unless there are some, all in [0, T)."""
+    given = np.asarray(timesteps, dtype=np.float64)
+    if given.ndim != 1 or given.size == 0 or not ((given >= 0) & (given < num_train_timesteps)).all():
+        raise ValueError(
+            f"timesteps are {given.tolist()}; they must be one or more numbers in [0, {num_train_timesteps})"
+        )
+    return given
