@@ -5,3 +5,5 @@ Our own classes on SchedulerMixin and ConfigMixin. Each takes its namesake's arg
 """
 
 from diffkern.integrations.diffusers.ddim import DDIMScheduler as DDIMScheduler
+from diffkern.integrations.diffusers.ddim_inverse import DDIMInverseScheduler as DDIMInverseScheduler
+from diffkern.integrations.diffusers.ddpm import DDPMScheduler as DDPMScheduler
