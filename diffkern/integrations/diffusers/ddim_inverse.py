@@ -29,6 +29,7 @@ class DDIMInverseScheduler(Scheduler):
     set_alpha_to_one.
     """
 
+    _deprecated_kwargs = ["set_alpha_to_zero"]  # noqa: RUF012
     _compatibles = []  # noqa: RUF012
     ignore_for_config = ["kwargs", "noise"]  # noqa: RUF012
     spacings = ("leading", "trailing")
