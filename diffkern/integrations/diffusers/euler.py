@@ -62,8 +62,8 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     ) -> None:
         """Sets `timesteps`, float32 (steps,), and `sigmas` (steps + 1,), by exactly one of the three.
 
-        num_inference_steps: spaced as the config says. timesteps: these, in [0, T). sigmas: these levels, all of them,
-        the last being where the run ends; their timesteps are looked up.
+        num_inference_steps: spaced as the config says. timesteps: these, falling, whole numbers in [0, T). sigmas:
+        these levels, the last being where the run ends; their timesteps are looked up.
 
         Raises ValueError for another number of arguments, numbers out of range, names in the config that it does not
         know, and timesteps where the config's spacing chooses the levels.

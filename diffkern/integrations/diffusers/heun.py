@@ -60,8 +60,8 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     ) -> None:
         """Sets `timesteps`, float32 (2·steps − 1,), and `sigmas`, one more, by num_inference_steps or timesteps.
 
-        num_inference_steps: spaced as the config says, in num_train_timesteps if it is given. timesteps: these, each
-        once, in [0, T).
+        num_inference_steps: spaced as the config says, in num_train_timesteps if it is given. timesteps: these,
+        falling, whole numbers in [0, T).
 
         Raises ValueError if both or neither are given, for numbers out of range, for an unknown spacing, and for
         timesteps where the config's spacing chooses the levels.
@@ -99,12 +99,12 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """The state at the next level as Euler's method or, in every second call, Heun's correction of it has it, and
-        the x0 seen; both of sample's shape (N, C, …), dtype and format. `timestep` is read only at the first step of a
+        the x0 seen; both of sample's shape (N, C, …) and format, and in the promoted dtype of the two. `timestep` is read only at the first step of a
         run.
 
         Raises ValueError for a timestep that is not in `timesteps`.
         """
-        row = self._index(timestep)
+        row, sample = self._index(timestep), self._promoted(sample, model_output)
         x0 = empty_like_layout(sample)
         if self.dt is None:
             derivative = empty_like_layout(sample)
@@ -125,9 +125,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     def _program(self, half: str) -> StepProgram:
         """Rows for the calls in `timesteps`; slot 0 is `sample`, slot 1 `prev_derivative`, slot 2 the x0 of a row."""
         if half not in self._programs:
-            size = self.config.clip_sample_range
             here, rows = self._levels[:-1], len(self._levels) - 1
-            clip = (-size, size) if self.config.clip_sample else None
             one = np.ones(rows)
             steps = single_steps(one, here, one, self._levels[1:], np.zeros(rows), self.prediction)
             named = steps.x0_columns()
@@ -141,6 +139,6 @@ class HeunDiscreteScheduler(ExplodingScheduler):
                 named["c_x"], named["c_0"] = dt / (2 * here), -dt / (2 * here)
                 writes = -1
             self._programs[half] = step_program(
-                named, np.zeros(rows), writes=np.tile([writes, -1], (rows, 1)), num_slots=2, clip=clip
+                named, np.zeros(rows), writes=np.tile([writes, -1], (rows, 1)), num_slots=2, clip=self._clip()
             ).with_x0()
         return self._programs[half]

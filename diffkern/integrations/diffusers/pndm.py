@@ -82,7 +82,7 @@ class PNDMScheduler(Scheduler):
                     "for Runge–Kutta to begin with; skip_prk_steps=True needs none"
                 )
             begins, ends = falling[:RUNGE_KUTTA_STEPS], falling[1 : RUNGE_KUTTA_STEPS + 1]
-            middles = ends + self._stride(num_inference_steps) // 2
+            middles = ends + self.config.num_train_timesteps // num_inference_steps // 2
             prk = np.stack([begins, middles, middles, ends], axis=1).ravel()
             plms = falling[RUNGE_KUTTA_STEPS:]
         self.num_inference_steps = num_inference_steps
@@ -90,9 +90,6 @@ class PNDMScheduler(Scheduler):
         self.prk_timesteps, self.plms_timesteps = prk, plms.copy()
         self._set_timesteps(np.concatenate([prk, plms]).astype(np.int64), device)
         self._begin()
-
-    def _stride(self, num_inference_steps: int) -> int:
-        return int(self.config.num_train_timesteps // num_inference_steps)
 
     def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True) -> Output:
         """The next state, of sample's shape (N, C, …), dtype and format: `step_prk` while those last, `step_plms` then.
@@ -107,7 +104,7 @@ class PNDMScheduler(Scheduler):
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
     ) -> Output:
         """One of the four calls of a step of Runge–Kutta (eq. 13); else as `step`."""
-        stride = self._checked_stride()
+        stride, sample = self._stride(), self._promoted(sample, model_output)
         assert self.prk_timesteps is not None
         value, call = int(self._value(timestep)), self.counter % 4
         if call == 0:
@@ -134,7 +131,7 @@ class PNDMScheduler(Scheduler):
         """A step of linear multistep (eq. 12) of as high an order as `ets` allows; the second call corrects the first,
         unless Runge–Kutta made it. Else as `step`; ValueError, too, where Runge–Kutta should have come first.
         """
-        stride = self._checked_stride()
+        stride, sample = self._stride(), self._promoted(sample, model_output)
         if not self.config.skip_prk_steps and len(self.ets) < RUNGE_KUTTA_STEPS:
             raise ValueError(
                 f"ets has {len(self.ets)} outputs; step_plms needs {RUNGE_KUTTA_STEPS}: let step_prk make the steps at "
@@ -162,11 +159,6 @@ class PNDMScheduler(Scheduler):
         x_next = self._move(weights, model_output, sample, newest_first, begin, start, previous)
         self.counter += 1
         return SchedulerOutput(x_next) if return_dict else (x_next,)
-
-    def _checked_stride(self) -> int:
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None; call set_timesteps before step")
-        return self._stride(self.num_inference_steps)
 
     def _move(
         self,
@@ -208,8 +200,7 @@ class PNDMScheduler(Scheduler):
         return self._run(self._programs[key], model_output, sample, slots_given), total
 
     def _run(self, program: StepProgram, model_output: Tensor, sample: Tensor, slots: list[Tensor]) -> Tensor:
-        x_next = self._advance(program, 0, model_output, sample, [slot.to(sample.dtype) for slot in slots] or None)
-        return x_next.to(torch.promote_types(sample.dtype, model_output.dtype))
+        return self._advance(program, 0, model_output, sample, [slot.to(sample.dtype) for slot in slots] or None)
 
     def _program(
         self,
