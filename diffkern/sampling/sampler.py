@@ -72,7 +72,7 @@ class Sampler:
         clip: Pair | None = (-1.0, 1.0),
         threshold: Pair | None = None,
         engine: str = "eager",
-        eta: float = 0.0,
+        eta: float | None = None,
         null_label: int | None = None,
         **options: Any,
     ) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffkern.process import FlowProcess, space_sigmas, timesteps_of_sigmas
+from diffkern.process import FlowProcess, GaussianProcess, space_sigmas, timesteps_of_sigmas
 from diffkern.process.spacing import Steps
-from diffkern.solvers.transitions import Process, Transitions, chain
+from diffkern.solvers.transitions import Process, Transitions, chain, transitions
 
 
 def grid(
@@ -17,8 +17,9 @@ def grid(
     steps_offset: int = 0,
     sigmas: str | None = None,
     start: int | None = None,
-) -> Process | Transitions:
-    """What a solver is built from: `process` in `steps` of its timesteps, or, with `sigmas`, Transitions.
+) -> GaussianProcess | Transitions:
+    """What a solver is built from: `process` in `steps` of its timesteps, or Transitions: with `sigmas`, and
+    of a FlowProcess.
 
     - Without `sigmas` the timesteps are those of `process.space_timesteps(T, steps, spacing, steps_offset)`, all for
       None.
@@ -32,7 +33,8 @@ def grid(
     """
     if sigmas is None:
         timesteps = process.spaced(steps, spacing, steps_offset)
-        return process.keep(timesteps if start is None else [*(t for t in timesteps if t < start), start])
+        kept = timesteps if start is None else [*(t for t in timesteps if t < start), start]
+        return transitions(process.keep(kept)) if isinstance(process, FlowProcess) else process.keep(kept)
     if isinstance(process, FlowProcess):
         raise ValueError(f"sigmas is {sigmas!r}; a FlowProcess takes None: its own levels may be shifted")
     if spacing != "respaced" or steps_offset:

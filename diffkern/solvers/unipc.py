@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,7 +11,7 @@ from diffkern.process import GaussianProcess
 from diffkern.solvers.ddim import channels_of
 from diffkern.solvers.dpm_multistep import newest_columns
 from diffkern.solvers.exponential import phi
-from diffkern.solvers.history import before, ring_reads, ring_writes, step_lengths, usable_orders
+from diffkern.solvers.history import ring_reads, ring_writes, step_lengths, usable_orders
 from diffkern.solvers.program import StepProgram, step_program
 from diffkern.solvers.transitions import Transitions, transitions
 
@@ -116,7 +115,11 @@ def unipc(
 def _corrected_orders(corrector: ArrayLike, order: np.ndarray, h: np.ndarray, variant: str) -> np.ndarray:
     """int64 (R,): of which order the row after each corrects its step; 0 if it does not, as after the last."""
     asked = np.asarray(corrector)
-    if asked.dtype.kind not in "biu" or asked.shape not in ((), h.shape) or (asked.dtype.kind != "b" and asked.ndim == 0):
+    if (
+        asked.dtype.kind not in "biu"
+        or asked.shape not in ((), h.shape)
+        or (asked.dtype.kind != "b" and asked.ndim == 0)
+    ):
         raise ValueError(f"corrector is {corrector!r}; it must be a bool, or bools or ints of shape {h.shape}")
     if (asked < 0).any():
         raise ValueError(f"corrector is {corrector!r}; orders must be 0, for none, or more")

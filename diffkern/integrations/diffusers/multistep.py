@@ -243,7 +243,9 @@ class MultistepScheduler(SigmaScheduler):
 
 def given(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...], **needed: Any) -> tuple[Any, ...]:
     """Arguments that older versions of diffusers took by position, `names`, before those that are needed."""
-    found = dict(zip((*names, *needed), args, strict=False)) | kwargs | {k: v for k, v in needed.items() if v is not None}
+    found = (
+        dict(zip((*names, *needed), args, strict=False)) | kwargs | {k: v for k, v in needed.items() if v is not None}
+    )
     for name in needed:
         if found.get(name) is None:
             raise ValueError(f"{name} is None; it must be given")
