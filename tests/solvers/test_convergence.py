@@ -23,18 +23,26 @@ from tests.solvers.executor import execute, new_slots, trajectory
 
 ORDERS = {
     "ddim": 1,
+    "plms": 2,  # its weights integrate polynomials, but not times dρ (Liu et al. 2022, arXiv 2202.09778, section 3.4)
+    "euler": 1,
+    "heun": 2,
     "lms": 4,
     "deis": 3,
     "dpm_solver_2": 2,
     "dpm_solver_3": 3,
+    "dpm_solver_2m": 2,
+    "dpm_solver_3m": 3,
     "dpmpp_1s": 1,
     "dpmpp_2s": 2,
     "dpmpp_3s": 3,
     "dpmpp_2m": 2,
+    "dpmpp_3m": 3,
+    "unipc": 3,
 }
-# Where every second step is twice as long; see `dpm_singlestep`.
-ALTERNATING = ORDERS | {"dpm_solver_3": 2, "dpmpp_3s": 2}
-STOCHASTIC = ["ddpm"]
+# Where every second step is twice as long: see `dpm_singlestep`; and the weights of `plms` are those of equal steps.
+ALTERNATING = ORDERS | {"dpm_solver_3": 2, "dpmpp_3s": 2, "plms": 1}
+STOCHASTIC = ["ddpm", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde"]
+OWN_STEPS = ["pndm"]  # no Transitions: tests/solvers/test_pndm.py has its order
 
 
 def final(name, steps, **options):
@@ -55,7 +63,7 @@ def reference():
 
 
 def test_every_solver_has_its_place_here():
-    assert sorted([*ORDERS, *STOCHASTIC]) == sorted(SOLVERS)
+    assert sorted([*ORDERS, *STOCHASTIC, *OWN_STEPS]) == sorted(SOLVERS)
 
 
 def test_the_reference_is_exact(reference):

@@ -9,7 +9,10 @@ from tests.solvers.executor import execute, new_slots
 
 PREDICTIONS = ["eps", "x0", "v", "x_prev", "flow"]
 VARIANCES = ["fixed_small", "fixed_large", "learned", "learned_range"]
-DETERMINISTIC = [name for name in SOLVERS if name != "ddpm"]
+NOISY = ["ddpm", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde"]
+# Those with several rows a step have tests of their own.
+ONE_ROW = [name for name in SOLVERS if name not in ("plms", "pndm", "heun")]
+DETERMINISTIC = [name for name in ONE_ROW if name not in NOISY]
 
 
 def states(process, seed=0):
@@ -79,7 +82,7 @@ def test_folding_changes_nothing(prediction, variance, eta, steps, seed):
     x, noise = rng.standard_normal((2, 1, 2, 3))
     output = rng.standard_normal((1, 4 if variance.startswith("learned") else 2, 3))
     row = int(rng.integers(steps))
-    for solver in SOLVERS:
+    for solver in ONE_ROW:
         results = []
         for clip in (None, (-1e9, 1e9)):
             program = build(solver, process, steps, clip=clip, eta=eta * (solver == "ddim"))
@@ -89,7 +92,7 @@ def test_folding_changes_nothing(prediction, variance, eta, steps, seed):
             np.testing.assert_allclose(folded, apart, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ONE_ROW)
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_times_variance_and_the_last_row(solver, variance):
     process = GaussianProcess(linear_betas(1000), variance=variance)
@@ -101,6 +104,7 @@ def test_times_variance_and_the_last_row(solver, variance):
     if solver != "lms":  # which extrapolates to σ = 0; the last step of the others returns x0
         assert program.column("c_x")[-1] == 0
         assert program.column("c_0")[-1] == pytest.approx(1, abs=1e-12)
+    assert program.makes_noise == (solver in NOISY)
     if solver == "ddpm":
         assert program.variance == process.channel_variance
     else:  # bounds of 0: whatever the further channels say, σ is 1
@@ -134,7 +138,7 @@ def test_a_learned_variance_is_ignored(variance, solver, eta):
         np.testing.assert_array_equal(with_variance, execute(plain, row, x, output[:, :2], noise, plain_slots).x)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ONE_ROW)
 @pytest.mark.parametrize("clip", [None, (-1, 1)])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_beta_of_0_2_over_1000_steps(solver, clip, prediction):
@@ -156,13 +160,55 @@ def test_zero_terminal_snr(solver):
     """A last β of 1: x0 and v predictions work, eps is refused with the reason."""
     betas = linear_betas(20)
     assert betas[-1] == 1
+    if solver in ("pndm", "dpm_solver_2m", "dpm_solver_3m"):
+        with pytest.raises(ValueError, match=r"steps|alpha"):  # the reason: no step of theirs begins there
+            build(solver, GaussianProcess(betas, "v"))
+        return
     for prediction in ("x0", "v"):
         assert np.isfinite(build(solver, GaussianProcess(betas, prediction)).coefficients).all()
     with pytest.raises(ValueError, match=r"prediction is 'eps', but alphas_cumprod\[19\] is 0.0"):
         build(solver, GaussianProcess(betas))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in NOISY])
+def test_with_a_perfect_network_they_all_come_to_x0(solver, prediction):
+    """The network knows x0, and says of each state the ε that is in it; rows of several a step too."""
+    process = GaussianProcess(linear_betas(1000), prediction)
+    program = build(solver, process, 8, clip=None)
+    x0, eps, x = states(process)
+    state, slots = x[-1], new_slots(program, x0)
+    for row, t in enumerate(program.times.astype(int)):
+        state = execute(program, row, state, output_of(process, x0, eps, t), None, slots).x
+    np.testing.assert_allclose(state, x0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("solver", "options", "name"),
+    [
+        ("euler", {"s_churn": 10.0, "s_min": 0.1, "s_max": 50.0, "s_noise": 1.01}, "s_churn"),
+        ("heun", {"s_churn": 10.0}, "s_churn"),
+        ("euler_ancestral", {"eta": 0.3}, "eta"),
+        ("unipc", {"order": 3}, "order"),
+        ("dpmpp_2m_sde", {"solver_type": "heun"}, "solver_type"),
+        ("deis", {"order": 1}, "order"),
+    ],
+)
+def test_options_reach_the_solver(solver, options, name):
+    process = GaussianProcess(linear_betas(1000))
+    with_them, without = build(solver, process, 8, **options), build(solver, process, 8)
+    same = with_them.coefficients.shape == without.coefficients.shape
+    assert not (same and np.array_equal(with_them.coefficients, without.coefficients))
+    with pytest.raises(ValueError, match=f"{name} is .*; the solver 'ddpm' takes none"):
+        build("ddpm", process, 8, **{name: options[name]})
+
+
+def test_churn_before_the_first_step_calls_no_network():
+    program = build("euler", GaussianProcess(linear_betas(1000)), 8, s_churn=10.0)
+    assert program.calls_network.tolist() == [False] + [True] * 8
+
+
+@pytest.mark.parametrize("solver", ONE_ROW)
 def test_one_step(solver):
     program = build(solver, GaussianProcess(linear_betas(1000), "x0"), 1)
     x, output, noise = (np.full((1, 1, 2), value) for value in (3.0, 0.5, 9.0))
