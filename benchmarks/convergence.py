@@ -92,7 +92,7 @@ def draw(path: Path) -> None:
     import matplotlib.pyplot as plt
 
     reference = exact()
-    figure, axes = plt.subplots(figsize=(7.5, 5.5))
+    figure, axes = plt.subplots(figsize=(8.5, 5.5))
     lines = []
     for name, solver in SOLVERS.items():
         if solver.own_steps or program(name, grid(6)).makes_noise:
@@ -102,14 +102,22 @@ def draw(path: Path) -> None:
             (name, [t.calls_network.sum() for t in tables], [np.abs(run(t) - reference).max() for t in tables])
         )
     lines.sort(key=lambda line: -line[2][-1])
+    colours = plt.get_cmap("tab20").colors
     for index, (name, calls, errors) in enumerate(lines):
         slope = np.log(errors[-2] / errors[-1]) / np.log(calls[-1] / calls[-2])
-        axes.loglog(calls, errors, marker="osD^v"[index % 5], markersize=4, label=f"{name} ({slope:.1f})")
+        axes.loglog(
+            calls,
+            errors,
+            marker="osD^v"[index % 5],
+            markersize=4,
+            color=colours[index % 20],
+            label=f"{name} ({slope:.1f})",
+        )
     axes.set(xlabel="network evaluations", ylabel="largest error at the end", title="Mixture of Gaussians, exact score")
     axes.set_xticks(PLOTTED, labels=[str(steps) for steps in PLOTTED])
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="solver (slope at the end)")
+    axes.legend(fontsize=8, title="solver (slope at the end)", loc="upper left", bbox_to_anchor=(1.01, 1.0))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from diffkern.solvers.churn import eps_columns
 from diffkern.solvers.ddim import Clip, channels_of
 from diffkern.solvers.lagrange import lagrange_integrals
 from diffkern.solvers.program import StepProgram, step_program
@@ -41,7 +42,7 @@ def adams_bashforth(
         u, u_next = coordinate(rho), coordinate(rho_next)
     first = int(np.argmax(np.isfinite(rho)))  # ρ falls: only the first rows can have it infinite
 
-    eps_x, eps_m, eps_0 = steps.eps_terms(clip is not None or threshold is not None)
+    eps_x, eps_m, eps_0 = eps_columns(steps, clip is not None or threshold is not None)
     # x' = of_x·x + of_0·x0 + of_eps·ε + …: α'·x0 + σ'·ε, a step of DDIM, where the row has nothing but its own ε.
     of_x, of_0, of_eps = np.zeros(rows), steps.alpha_next.copy(), steps.sigma_next.copy()
     history = np.zeros((rows, slots))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffkern.solvers.churn import eps_columns
 from diffkern.solvers.ddim import Clip, channels_of
 from diffkern.solvers.lagrange import lagrange_integrals
 from diffkern.solvers.program import StepProgram, step_program
@@ -53,7 +54,7 @@ def dpm_singlestep(
     of_x0 = predicts == "x0"
     scale, scale_next = (steps.sigma, steps.sigma_next) if of_x0 else (steps.alpha, steps.alpha_next)
 
-    eps = steps.eps_terms(clip is not None or threshold is not None)
+    eps = eps_columns(steps, clip is not None or threshold is not None)
     # What is interpolated, as a combination of x, m and x0.
     answer = (np.zeros(rows), np.zeros(rows), np.ones(rows)) if of_x0 else eps
     # The first row of a group is a step of DDIM, α'·x0 + σ'·ε.

@@ -63,15 +63,6 @@ class Transitions:
         """The columns a_x and a_m of a program."""
         return {"a_x": self.a_x, "a_m": self.a_m}
 
-    def eps_terms(self, clipped: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(of_x, of_m, of_0), (R,) each, with ε = of_x·x + of_m·m + of_0·x0.
-
-        ε follows from x0 where that is `clipped`, and from the network's output where it is not.
-        """
-        if clipped:
-            return 1 / self.sigma, np.zeros(self.num_rows), -self.alpha / self.sigma
-        return self.e_x, self.e_m, np.zeros(self.num_rows)
-
 
 def chain(alpha: ArrayLike, sigma: ArrayLike, times: ArrayLike, prediction: str) -> Transitions:
     """The transitions through the levels (alpha, sigma), each (R+1,), from the first to the last.

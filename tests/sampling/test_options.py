@@ -135,6 +135,19 @@ class TestSigmas:
             build("ddim", process, 5, sigmas="karras")
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("s_min", [0.0, 1.0])
+def test_churn(solver, s_min):
+    """Also where noise comes in before the first step, in a row that calls no model and is not shown."""
+    model = Unconditional()
+    sampler = Sampler(model, PROCESS, SHAPE, solver=solver, steps=7, s_churn=2.0, s_min=s_min, s_noise=1.01)
+    check(sampler, PROCESS, model)
+    assert [row for row, _, _ in sampler.sample_progressive(1)] == list(range(1, sampler.program.num_rows))
+    assert model.calls[0][1].dtype == torch.float32
+    with pytest.raises(ValueError, match="s_churn is"):
+        Sampler(model, PROCESS, SHAPE, solver=solver, steps=7, s_churn=-1.0)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_dynamic_thresholding(solver):
     """With a largest value of 1 it is clipping; with more, x0 is what the formula says, of every sample its own."""

@@ -132,6 +132,13 @@ def test_higher_orders_are_nearer(reference):
     assert errors["ddim"] > 8 * errors["dpmpp_2m"] > 16 * errors["deis"]
 
 
+@pytest.mark.parametrize("uneven", [1.0, 2.0])
+def test_two_derivations_of_one_method(uneven):
+    """DEIS in log ρ interpolates what DPM-Solver multistep expands: the same polynomials, from quadrature and by φ."""
+    steps = grid(24, uneven=uneven)
+    np.testing.assert_allclose(final("deis", steps), final("dpm_solver_3m", steps, solver_type="heun"), rtol=1e-11)
+
+
 def gaussian_process(steps):
     """The levels of `steps` as a process whose network is told the index of its level."""
     abar = steps.alpha[::-1] ** 2
