@@ -2,6 +2,7 @@
 
 from diffkern.solvers.ddim import ddim as ddim
 from diffkern.solvers.ddpm import ddpm as ddpm
+from diffkern.solvers.dpm_multistep import dpm_multistep as dpm_multistep
 from diffkern.solvers.dpmpp_2m import dpmpp_2m as dpmpp_2m
 from diffkern.solvers.program import StepProgram as StepProgram
 from diffkern.solvers.program import columns as columns
@@ -12,3 +13,4 @@ from diffkern.solvers.transitions import Transitions as Transitions
 from diffkern.solvers.transitions import chain as chain
 from diffkern.solvers.transitions import single_steps as single_steps
 from diffkern.solvers.transitions import transitions as transitions
+from diffkern.solvers.unipc import unipc as unipc

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,7 +11,7 @@ from diffkern.process import GaussianProcess
 from diffkern.solvers.ddim import channels_of
 from diffkern.solvers.dpm_multistep import newest_columns
 from diffkern.solvers.exponential import phi
-from diffkern.solvers.history import before, ring_reads, ring_writes, step_lengths, usable_orders
+from diffkern.solvers.history import ring_reads, ring_writes, step_lengths, usable_orders
 from diffkern.solvers.program import StepProgram, step_program
 from diffkern.solvers.transitions import Transitions, transitions
 
@@ -116,7 +115,11 @@ def unipc(
 def _corrected_orders(corrector: ArrayLike, order: np.ndarray, h: np.ndarray, variant: str) -> np.ndarray:
     """int64 (R,): of which order the row after each corrects its step; 0 if it does not, as after the last."""
     asked = np.asarray(corrector)
-    if asked.dtype.kind not in "biu" or asked.shape not in ((), h.shape) or (asked.dtype.kind != "b" and asked.ndim == 0):
+    if (
+        asked.dtype.kind not in "biu"
+        or asked.shape not in ((), h.shape)
+        or (asked.dtype.kind != "b" and asked.ndim == 0)
+    ):
         raise ValueError(f"corrector is {corrector!r}; it must be a bool, or bools or ints of shape {h.shape}")
     if (asked < 0).any():
         raise ValueError(f"corrector is {corrector!r}; orders must be 0, for none, or more")
@@ -141,7 +144,7 @@ def _first_order(steps: Transitions, h: np.ndarray, predict_x0: bool) -> tuple[n
 def _updates(
     steps: Transitions, h: np.ndarray, order: np.ndarray, variant: str, predict_x0: bool, corrects: bool
 ) -> dict[int, np.ndarray]:
-    """−S·B·ρ_k/r_k of each row's step, (R,): by how many rows back m_k lies; 0 is the prediction at x' of a corrector."""
+    """−S·B·ρ_k/r_k of each row's step, (R,), by how many rows back m_k lies; 0 is a corrector's prediction at x'."""
     scale = -steps.alpha_next if predict_x0 else -steps.sigma_next
     highest = int(order.max())
     found = {back: np.zeros(len(h)) for back in range(0 if corrects else 1, max(highest, 1))}

@@ -60,15 +60,15 @@ class MultistepScheduler(SigmaScheduler):
         check_steps(num_inference_steps, total)
         match self.config.timestep_spacing:
             case "linspace":
-                rising = np.linspace(0, last - 1, num_inference_steps + 1).round()
+                rising = np.linspace(0, last - 1, num_inference_steps + 1).round().astype(np.int64)
             case "leading":
-                rising = np.arange(num_inference_steps + 1) * (last // (num_inference_steps + 1))
+                rising = np.arange(num_inference_steps + 1, dtype=np.int64) * (last // (num_inference_steps + 1))
                 rising += self.config.steps_offset
             case "trailing":
                 return np.arange(last, 0, -total / num_inference_steps).round().astype(np.int64) - 1
             case other:
                 raise ValueError(f"timestep_spacing is {other!r}; it may be one of {', '.join(map(repr, SPACINGS))}")
-        return rising[:0:-1].astype(np.int64)
+        return rising[:0:-1]
 
     def _spacing(self) -> str | None:
         # The config may hold flags of other classes, whose configs this one was made from.
@@ -171,8 +171,8 @@ class MultistepScheduler(SigmaScheduler):
             }[self.prediction]
         if self.prediction == "flow" and not self._data_prediction():
             raise ValueError(
-                "prediction_type is 'flow_prediction', which is for algorithms that predict x0; with those that predict "
-                "noise it may be one of 'epsilon', 'sample', 'v_prediction'"
+                "prediction_type is 'flow_prediction', which is for algorithms that predict x0; with those that "
+                "predict noise it may be one of 'epsilon', 'sample', 'v_prediction'"
             )
         return Transitions(a, s, alpha[1:], sigma[1:], np.arange(len(a), dtype=np.float64), *x0, *eps)
 
@@ -252,7 +252,9 @@ class MultistepScheduler(SigmaScheduler):
 
 def given(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...], **needed: Any) -> tuple[Any, ...]:
     """Arguments that older versions of diffusers took by position, `names`, before those that are needed."""
-    found = dict(zip((*names, *needed), args, strict=False)) | kwargs | {k: v for k, v in needed.items() if v is not None}
+    found = (
+        dict(zip((*names, *needed), args, strict=False)) | kwargs | {k: v for k, v in needed.items() if v is not None}
+    )
     for name in needed:
         if found.get(name) is None:
             raise ValueError(f"{name} is None; it must be given")
