@@ -82,7 +82,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
                 assert num_inference_steps is not None
                 visited = fractional_timesteps(self.config, num_inference_steps)
             levels, visited = self._levels_at(visited.astype(np.float32).astype(np.float64), table)
-        self.num_inference_steps = len(levels) - 1
+        self.num_inference_steps = len(visited)
         self._schedule(self._times(visited, levels), levels, device)
 
     def _levels_at(self, timesteps: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
