@@ -41,6 +41,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
     config: Any
     timesteps: Any
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A saved pipeline names the module of its scheduler, and looks for diffusers' SchedulerMixin there too.
+        if cls.__module__.startswith(f"{__package__}."):
+            cls.__module__ = __package__
+
     @classmethod
     def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, *, noise: str = "torch", **kwargs: Any
