@@ -202,9 +202,10 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         source: dict[str, Any] = self._noise_source(model_output, sample, generator)
         if "noise" in source:
             return source["noise"].to(sample.dtype)
+        samples, device = source.get("samples", 0), sample.device
         return philox_normal(
-            sample.shape, source["seed"], draw=row, samples=source.get("samples", 0), stream=2, dtype=sample.dtype
-        ).to(sample.device)
+            sample.shape, source["seed"], draw=row, samples=samples, stream=2, dtype=sample.dtype, device=device
+        )
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v = (ε − σ̂·x0)/√(σ̂²+1) at `timesteps`, (N,) or one for all, of the schedule; sample is x0.
