@@ -45,6 +45,18 @@ class Transitions:
     def log_snr_next(self) -> np.ndarray:
         return _log_ratio(self.alpha_next, self.sigma_next)
 
+    def check_chain(self) -> None:
+        """ValueError unless each row begins where the one before it ends."""
+        for name in ("alpha", "sigma"):
+            begins, ends = getattr(self, name)[1:], getattr(self, f"{name}_next")[:-1]
+            off = np.flatnonzero(~np.isclose(begins, ends, rtol=1e-9, atol=0))
+            if off.size:
+                row = off[0] + 1
+                raise ValueError(
+                    f"row {row} of the Transitions begins at {name} = {begins[row - 1]}, but the one before it ends at "
+                    f"{ends[row - 1]}; this solver needs rows that follow each other, as `chain` makes them"
+                )
+
     def x0_columns(self) -> dict[str, np.ndarray]:
         """The columns a_x and a_m of a program."""
         return {"a_x": self.a_x, "a_m": self.a_m}

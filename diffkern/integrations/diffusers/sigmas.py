@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from diffkern.integrations.diffusers.scheduler import Scheduler
+from diffkern.integrations.diffusers.scheduler import Scheduler, _version
 from diffkern.ops import q_sample
 from diffkern.process import space_sigmas, timesteps_of_sigmas
 
@@ -44,11 +44,12 @@ class SigmaScheduler(Scheduler):
         # Those that were read from here, perhaps moved to a device, are not to lose the digits that float32 has not.
         if not np.array_equal(values, self._levels.astype(np.float32)):
             self._use_sigmas(values)
-        self._sigmas = tensor
+        self._sigmas, self._sigmas_version = tensor, _version(tensor)
 
     def _use_sigmas(self, levels: np.ndarray) -> None:
         self._levels = levels
         self._sigmas = torch.tensor(levels, dtype=torch.float32)
+        self._sigmas_version = _version(self._sigmas)
         self._programs.clear()
 
     def _schedule(self, timesteps: np.ndarray, levels: np.ndarray, device: torch.device | str | None) -> None:
@@ -134,6 +135,8 @@ class SigmaScheduler(Scheduler):
 
     def _index(self, timestep: float | Tensor) -> int:
         """The step to be made; only the first of a run asks for the timestep's value."""
+        if self._sigmas_version != _version(self._sigmas):
+            self.sigmas = self._sigmas  # somebody wrote to it
         if self._step_index is None:
             self._init_step_index(timestep)
         assert self._step_index is not None
@@ -154,12 +157,16 @@ class SigmaScheduler(Scheduler):
         not matter. Tables in float64, arithmetic in float32. Raises ValueError for a timestep off the schedule.
         """
         if self._begin_index is None:
-            position = self._position(timesteps)
-            values = timesteps.flatten().tolist() if position is None else [self._host_timesteps()[position]]
-            indices = [self.index_for_timestep(value) for value in values]
+            indices = self._indices(timesteps)
         else:
             indices = [self._begin_index if self._step_index is None else self._step_index]
         return self._at_levels(original_samples, noise, indices, *self._level_pair())
+
+    def _indices(self, timesteps: Tensor) -> list[int]:
+        """The step of each of `timesteps`."""
+        position = self._position(timesteps)
+        values = timesteps.flatten().tolist() if position is None else [self._host_timesteps()[position]]
+        return [self.index_for_timestep(value) for value in values]
 
     def _at_levels(
         self, first: Tensor, second: Tensor, indices: list[int], of_first: np.ndarray, of_second: np.ndarray

@@ -77,12 +77,24 @@ def _sigmoid(num_timesteps: int, start: float, end: float) -> np.ndarray:
     return start + (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps)))
 
 
+def _laplace(num_timesteps: int, start: float, end: float) -> np.ndarray:
+    """ᾱ(u) with a Laplace-distributed log-SNR (Hang & Gu 2024, arXiv 2407.03297), as diffusers reads it."""
+
+    def alpha_bar(u: float) -> float:
+        log_snr = -0.5 * np.copysign(1.0, 0.5 - u) * np.log(1.0 - 2.0 * abs(0.5 - u) + 1e-6)
+        return float(np.sqrt(1.0 / (1.0 + np.exp(-log_snr))))
+
+    at = np.array([alpha_bar(t / num_timesteps) for t in range(num_timesteps + 1)])
+    return np.minimum(1.0 - at[1:] / at[:-1], 0.999)
+
+
 _SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "linear": lambda n, start, end: np.linspace(start, end, n),
     "scaled_linear": lambda n, start, end: np.linspace(start**0.5, end**0.5, n) ** 2,
     COSINE: _cosine,
     "exp": _exp,
     "sigmoid": _sigmoid,
+    "laplace": _laplace,
 }
 
 
