@@ -26,14 +26,12 @@ ifeq ($(strip $(VENV)),)
   export PATH := $(shell $(PY) -c 'import os, sys; print(os.path.dirname(sys.executable))'):$(PATH)
   DEPENDENCIES :=
   DOCS_TOOLS :=
-  BENCH_DEPENDENCIES :=
 else
   PY := $(VENV)/bin/python
   CLANG_FORMAT := $(VENV)/bin/clang-format
   STATE := $(VENV)
   DEPENDENCIES := $(STATE)/dependencies.stamp
   DOCS_TOOLS := $(STATE)/docs.stamp
-  BENCH_DEPENDENCIES := $(STATE)/bench.stamp
 endif
 COMMA := ,
 BUILT := $(STATE)/built.stamp
@@ -91,10 +89,7 @@ format: install
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CPP)
 
-$(VENV)/bench.stamp: $(BUILT)
-	touch $@
-
-bench: install $(BENCH_DEPENDENCIES)
+bench: install
 	$(PY) -m diffkern bench --out $(OUT)
 
 gpu-check: install

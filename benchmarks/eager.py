@@ -74,9 +74,10 @@ def network(model: nn.Module) -> nn.Module:
 
 
 class DDIMStep:
-    """x_{t−1} from x_t and ε (Song et al. 2021, eq. 12, η = 0, x0 clipped), with float32 tables."""
+    """x_{t−1} from x_t and ε (Song et al. 2021, eq. 12, η = 0, x0 clipped, or thresholded), with float32 tables."""
 
-    def __init__(self, process: GaussianProcess, steps: int) -> None:
+    def __init__(self, process: GaussianProcess, steps: int, threshold: tuple[float, float] | None = None) -> None:
+        self.threshold = threshold
         self.timesteps = process.spaced(steps)[::-1]
         self.alphas_cumprod = torch.tensor(process.alphas_cumprod, dtype=torch.float32)
 
@@ -84,9 +85,24 @@ class DDIMStep:
         alpha = self.alphas_cumprod[self.timesteps[row]]
         last = row + 1 == len(self.timesteps)
         alpha_prev = torch.ones(()) if last else self.alphas_cumprod[self.timesteps[row + 1]]
-        x0 = ((x - (1 - alpha).sqrt() * eps) / alpha.sqrt()).clamp(-1, 1)
+        x0 = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+        if self.threshold is None:
+            x0 = x0.clamp(-1, 1)
+        else:
+            ratio, largest = self.threshold
+            s = torch.quantile(x0.flatten(1).abs(), ratio, dim=1).clamp(1, largest)[:, None, None, None]
+            x0 = x0.clamp(-s, s) / s
         eps = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
         return alpha_prev.sqrt() * x0 + (1 - alpha_prev).sqrt() * eps
+
+
+def rescaled_guidance(output: Tensor, scale: float, phi: float) -> Tensor:
+    """Classifier-free guidance of [uncond; cond], its deviation brought back towards cond's (Lin et al. 2023)."""
+    uncond, cond = output.chunk(2)
+    mean = uncond + scale * (cond - uncond)
+    dims = tuple(range(1, mean.dim()))
+    rescaled = mean * (cond.std(dim=dims, keepdim=True) / mean.std(dim=dims, keepdim=True))
+    return phi * rescaled + (1 - phi) * mean
 
 
 class DDPMStep:

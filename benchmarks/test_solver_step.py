@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -70,6 +72,44 @@ def test_solver_step_compiled(compare, device, solver):
         bytes_moved=case.bytes_moved,
         check=case.check,
         check_baseline=case.check if solver == "ddim" else None,
+    )
+
+
+def test_solver_step_thresholded(compare, device):
+    """Dynamic thresholding: a quantile of each sample's |x0| before the step."""
+    case = Case("ddim", SHAPES[0], device)
+    threshold = (0.995, 1.5)
+    case.program = dataclasses.replace(case.program, clip=None, threshold=threshold)
+    step = eager.DDIMStep(GaussianProcess(linear_betas(1000)), 50, threshold)
+    check = case.check_of()
+    compare(
+        "solver_step",
+        f"{case.name}, dynamic threshold",
+        "eager",
+        lambda: solver_step(case.x, case.output, case.program, case.row, out=case.out),
+        lambda: step(case.x, case.output, case.row),
+        bytes_moved=case.bytes_moved,
+        check=check,
+        check_baseline=check,
+    )
+
+
+def test_solver_step_guided(compare, device):
+    """Classifier-free guidance with its rescaling: two deviations of each sample before the step."""
+    case = Case("ddim", SHAPES[0], device)
+    both = torch.cat([case.output, torch.randn_like(case.output)])
+    guidance = {"guidance_scale": 5.0, "guidance_rescale": 0.7}
+    with use_backend("reference"):
+        check = assert_close(solver_step(case.x.double(), both.double(), case.program, case.row, **guidance))
+    compare(
+        "solver_step",
+        f"{case.name}, guidance and its rescale",
+        "eager",
+        lambda: solver_step(case.x, both, case.program, case.row, out=case.out, **guidance),
+        lambda: case.step(case.x, eager.rescaled_guidance(both, 5.0, 0.7), case.row),
+        bytes_moved=case.bytes_moved + case.x.nbytes,
+        check=check,
+        check_baseline=check,
     )
 
 

@@ -133,7 +133,7 @@ def test_import_of_the_ops_compiles_and_loads_nothing(run_python):
 import sys
 import torch
 before = set(sys.modules)
-from diffkern.ops import diffusion_loss, group_norm, philox_normal, q_sample, solver_step
+from diffkern.ops import diffusion_loss, dynamic_threshold, group_norm, philox_normal, q_sample, solver_step
 loaded = set(sys.modules) - before
 print("diffkern._cpu" in sys.modules, "triton" in loaded, "torch._dynamo" in loaded)
 """

@@ -25,6 +25,8 @@ namespace diffkern {
 void bind_philox(py::module_&);
 void bind_q_sample(py::module_&);
 void bind_solver_step(py::module_&);
+void bind_guidance_rescale(py::module_&);
+void bind_dynamic_threshold(py::module_&);
 void bind_group_norm(py::module_&);
 void bind_group_norm_eager(py::module_&);
 void bind_tensor(py::module_&);
@@ -74,6 +76,8 @@ PYBIND11_MODULE(_cpu, m) {
     bind_philox(m);
     bind_q_sample(m);
     bind_solver_step(m);
+    bind_guidance_rescale(m);
+    bind_dynamic_threshold(m);
     bind_group_norm(m);
     bind_group_norm_eager(m);
     bind_tensor(m);

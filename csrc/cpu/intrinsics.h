@@ -22,10 +22,15 @@ DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
 DIFFKERN_INLINE f32v round(f32v v) {
     return reinterpret_cast<f32v>(_mm512_roundscale_ps(reinterpret_cast<Register>(v), 0x08));
 }
-// a b - c, rounded once where the hardware can: said outright, since compilers contract as their options have it.
+// a b - c and a b + c, rounded once where the hardware can: said outright, since compilers contract as their options
+// have it.
 DIFFKERN_INLINE f32v multiply_subtract(f32v a, f32v b, f32v c) {
     return reinterpret_cast<f32v>(
         _mm512_fmsub_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b), reinterpret_cast<Register>(c)));
+}
+DIFFKERN_INLINE f32v multiply_add(f32v a, f32v b, f32v c) {
+    return reinterpret_cast<f32v>(
+        _mm512_fmadd_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b), reinterpret_cast<Register>(c)));
 }
 // v where |v| <= 1/2, else 1/2 with v's sign (a NaN gives 1/2).
 DIFFKERN_INLINE f32v within_half(f32v v) {
@@ -93,6 +98,10 @@ DIFFKERN_INLINE f32v multiply_subtract(f32v a, f32v b, f32v c) {
     return reinterpret_cast<f32v>(
         _mm256_fmsub_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b), reinterpret_cast<Register>(c)));
 }
+DIFFKERN_INLINE f32v multiply_add(f32v a, f32v b, f32v c) {
+    return reinterpret_cast<f32v>(
+        _mm256_fmadd_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b), reinterpret_cast<Register>(c)));
+}
 DIFFKERN_INLINE bool any(i32v condition) {
     return _mm256_movemask_ps(reinterpret_cast<Register>(condition)) != 0;
 }
@@ -147,6 +156,15 @@ DIFFKERN_INLINE f32v at_least(f32v v, float limit) {
 }
 DIFFKERN_INLINE f32v multiply_subtract(f32v a, f32v b, f32v c) {
     return a * b - c;
+}
+DIFFKERN_INLINE f32v multiply_add(f32v a, f32v b, f32v c) {
+#ifdef __FP_FAST_FMAF
+    f32v out;
+    for (int i = 0; i < kLanes; ++i) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return out;
+#else
+    return a * b + c;
+#endif
 }
 DIFFKERN_INLINE bool any(i32v condition) {
     return (condition[0] | condition[1] | condition[2] | condition[3]) != 0;

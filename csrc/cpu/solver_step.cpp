@@ -12,6 +12,8 @@
 
 #include <initializer_list>
 
+#include "cpu/guided_mean.h"
+
 namespace diffkern {
 namespace DIFFKERN_ISA {
 
@@ -50,8 +52,6 @@ class Row {
           slot0_(args.writes[2 * row_]),
           slot1_(args.writes[2 * row_ + 1]),
           x_(args.x, sample),
-          uncond_(args.uncond, sample),
-          cond_(args.cond, sample),
           var_(args.var, sample),
           extra_(args.extra, sample),
           noise_(args.noise, sample),
@@ -76,27 +76,19 @@ class Row {
         const bool need_extra = args_.extra && (c_e != 0 || c_v != 0);
         const bool need_sigma = args_.variance != Variance::fixed && (c_z != 0 || (need_extra && c_v != 0));
         const Real log_min = static_cast<Real>(c_[kLogVarMin]), log_max = static_cast<Real>(c_[kLogVarMax]);
-        const Real w =
-            args_.cond ? static_cast<Real>(args_.guidance_scale[args_.guidance_per_sample ? sample_ : 0]) : 0;
-        const Real rescale = args_.guidance_rescale ? static_cast<Real>(args_.guidance_rescale[sample_]) : 1;
         const Real s = args_.threshold ? static_cast<Real>(args_.threshold[sample_]) : 1;
         const V low = broadcast(static_cast<Real>(args_.clip_low) * s);
         const V high = broadcast(static_cast<Real>(args_.clip_high) * s);
         const Real input_scale = static_cast<Real>(c_[kScale]);
         const V zero = broadcast(static_cast<Real>(0));
+        const GuidedMean<Real, Access> mean(args_, sample_);
 
         for_lanes(first, end, [&](int64_t i, int n) DIFFKERN_LAMBDA {
             const V x = need_x ? x_.load(i, n) : zero;
-            V m = zero;
-            if (need_m) {
-                m = uncond_.load(i, n);
-                if (args_.cond) m = m + w * (cond_.load(i, n) - m);
-                if (args_.guidance_rescale) m = m * rescale;
-            }
+            const V m = need_m ? mean.load(i, n) : zero;
             V x0 = zero;
             if (need_x0) {
-                if (a_x != 0) x0 = a_x * x;
-                if (a_m != 0) x0 = x0 + a_m * m;
+                x0 = predicted_x0(a_x, x, a_m, m);
                 if (args_.clip) {
                     // Written so that a NaN passes through both comparisons.
                     x0 = x0 < low ? low : x0;
@@ -164,7 +156,7 @@ class Row {
     const double* c_;
     Combination<Real> state_, write0_, write1_;
     int64_t slot0_, slot1_;
-    Access x_, uncond_, cond_, var_, extra_, noise_, out_, x_in_;
+    Access x_, var_, extra_, noise_, out_, x_in_;
     int64_t sample_;
 };
 

@@ -34,6 +34,7 @@ constexpr int kLanes = 4;
 typedef float f32v __attribute__((vector_size(4 * kLanes)));
 typedef double f64v __attribute__((vector_size(8 * kLanes)));
 typedef int32_t i32v __attribute__((vector_size(4 * kLanes)));
+typedef int64_t i64v __attribute__((vector_size(8 * kLanes)));
 typedef uint32_t u32v __attribute__((vector_size(4 * kLanes)));
 typedef uint64_t u64v __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t u16v __attribute__((vector_size(2 * kLanes)));
@@ -71,6 +72,17 @@ DIFFKERN_INLINE f32v broadcast(float v) {
 }
 DIFFKERN_INLINE f64v broadcast(double v) {
     return v - f64v{};
+}
+
+// a b + c, rounded once where the hardware can; for float32 in intrinsics.h.
+DIFFKERN_INLINE f64v multiply_add(f64v a, f64v b, f64v c) {
+#ifdef __FP_FAST_FMA
+    f64v out;
+    for (int i = 0; i < kLanes; ++i) out[i] = __builtin_fma(a[i], b[i], c[i]);
+    return out;
+#else
+    return a * b + c;
+#endif
 }
 
 // The sum of the lanes, always in the same order: halves onto each other.

@@ -3,8 +3,10 @@
 #include "cpu/q_sample.h"
 #include "tests/diffusion_loss_case.h"
 #include "tests/group_norm_case.h"
+#include "tests/rescale_case.h"
 #include "tests/solver_case.h"
 #include "tests/thread_pool.h"
+#include "tests/threshold_case.h"
 
 namespace diffkern::tests {
 namespace {
@@ -86,6 +88,28 @@ TEST(threads, solver_step) {
                     for (const TensorPtr& slot : solver.slots) written.push_back(slot->buffer);
                     return written;
                 });
+}
+
+TEST(threads, guidance_rescale) {
+    for (const SampleShape& shape : kThreaded)
+        for (const DType dtype : kDtypes)
+            check_threads("guidance_rescale", [&](int num_threads) {
+                Random random(17);
+                const RescaleCase guidance(shape, dtype, 3, random);
+                guidance_rescale(guidance.args(num_threads));
+                return std::vector<Buffer>{guidance.rescale};
+            });
+}
+
+TEST(threads, dynamic_threshold) {
+    for (const SampleShape& shape : kThreaded)
+        for (const DType dtype : kDtypes)
+            check_threads("dynamic_threshold", [&](int num_threads) {
+                Random random(18);
+                const ThresholdCase step(shape, dtype, random);
+                dynamic_threshold(step.args(num_threads));
+                return std::vector<Buffer>{step.threshold};
+            });
 }
 
 // Also more chunks in a sample than it has parts.

@@ -38,8 +38,8 @@ def randn_like(like: Tensor, generator: Generators = None) -> Tensor:
     """
     if isinstance(generator, Sequence):
         _check_generators(generator, like)
-        draws = [randn_like(sample, one) for sample, one in zip(like.split(1), generator, strict=True)]
-        return torch.cat(draws) if draws else torch.empty_like(like)
+        draws = [randn_like(sample, one) for sample, one in zip(like.unbind(0), generator, strict=True)]
+        return torch.stack(draws) if draws else torch.empty_like(like)
     if generator is None:
         if like.device.type != "cpu":
             return torch.randn_like(like)

@@ -46,7 +46,8 @@ class StepProgram:
       "learned" log σ² = v, "learned_range" log σ² = f·log_var_max + (1−f)·log_var_min with f = (v + 1)/2.
     - `clip`: (lo, hi) for x0, or None. `threshold`: (ratio, max) of dynamic thresholding, or None.
     - `scales_input`: whether the network sees s·x instead of x at any step. `makes_noise`: whether any row adds noise,
-      so that its steps must be given a source of it. Both follow from the coefficients.
+      so that its steps must be given a source of it. `written`: the slots that each row writes. They follow from the
+      others.
 
     Raises ValueError naming the field that is not so.
     """
@@ -61,6 +62,7 @@ class StepProgram:
     threshold: tuple[float, float] | None
     scales_input: bool = field(init=False)
     makes_noise: bool = field(init=False)
+    written: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         rows = len(self.coefficients)
@@ -83,6 +85,7 @@ class StepProgram:
         # Asked for at every step, also inside torch.compile: so they are plain attributes.
         object.__setattr__(self, "scales_input", bool((self.column("s") != 1).any()))
         object.__setattr__(self, "makes_noise", bool((self.column("c_z") != 0).any()))
+        object.__setattr__(self, "written", tuple(tuple(k for k in row if k >= 0) for row in self.writes.tolist()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled programs come with writeable arrays.

@@ -90,6 +90,49 @@ def eager_group_norm(
     return F.silu(z) if silu else z
 
 
+def guidance_rescale(model_output: Tensor, guidance_scale: Tensor, phi: float) -> Tensor:
+    """φ·std(c)/std(u + w·(c − u)) + 1 − φ per sample, 1 where a sample has no deviation."""
+    uncond, cond = model_output.chunk(2)
+    guided = uncond + expand(guidance_scale, uncond) * (cond - uncond)
+    if cond[0:1].numel() < 2:
+        return torch.ones(len(cond), dtype=model_output.dtype) + model_output[:0].sum()  # which has a gradient of 0
+    return phi * unbiased_std(cond) / unbiased_std(guided) + 1 - phi
+
+
+def unbiased_std(x: Tensor) -> Tensor:
+    """Per sample; torch.std's one pass is not exact to the last digits of float64. 0 has a gradient of 0, as there."""
+    difference = x.flatten(1) - x.flatten(1)[:, :1]
+    deviation = difference - difference.mean(1, keepdim=True)
+    variance = deviation.square().sum(1) / (deviation.shape[1] - 1)
+    return torch.where(variance == 0, 0.0, torch.where(variance == 0, 1.0, variance).sqrt())
+
+
+def dynamic_threshold(
+    x: Tensor,
+    model_output: Tensor,
+    program: StepProgram,
+    row: Tensor,
+    guidance_scale: Tensor | None = None,
+    rescale: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The quantile of |x0| per sample, clamped to [1, max]; by sorting, so that NaN counts as the largest value."""
+    a_x, a_m = (expand(torch.tensor(program.column(name))[row].to(dtype), x) for name in ("a_x", "a_m"))
+    m = model_output.to(dtype)
+    if guidance_scale is not None:
+        uncond, cond = m.chunk(2)
+        m = uncond + expand(guidance_scale.to(dtype), x) * (cond - uncond)
+        m = m if rescale is None else m * expand(rescale.to(dtype), x)
+    magnitudes = (a_x * x.to(dtype) + a_m * m).abs().double().reshape(x.shape[0], -1 if x.numel() else 0)
+    if magnitudes.shape[1] == 0:
+        return torch.ones(x.shape[0], dtype=torch.float64)
+    ratio, largest = program.threshold
+    position = ratio * (magnitudes.shape[1] - 1)
+    ranks = [int(position), min(int(position) + 1, magnitudes.shape[1] - 1)]
+    lower, upper = magnitudes.sort(dim=1).values[:, ranks].unbind(1)
+    return torch.lerp(lower, upper, position - ranks[0]).clamp(1.0, largest)
+
+
 def solver_step(
     x: Tensor,
     model_output: Tensor,

@@ -18,6 +18,8 @@ FEW = [
     "test_philox_normal.py",
     "test_group_norm_extremes.py",
     "test_diffusion_loss.py",
+    "test_dynamic_threshold.py",
+    "test_guidance_rescale.py",
 ]
 ALL = [
     *FEW,

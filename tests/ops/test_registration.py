@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffkern.ops import (
     diffusion_loss,
     diffusion_loss_and_grad,
+    dynamic_threshold,
     group_norm,
+    guidance_rescale,
     philox_normal,
     philox_uint32,
     q_sample,
@@ -92,6 +94,14 @@ def cases() -> dict[str, tuple[str, tuple]]:
         for name in programs.ALL:
             threshold = torch.tensor([1.2, 1.7], dtype=torch.float64) if name == "threshold" else None
             found[f"solver_step {name} {layout}"] = ("solver_step", step_arguments(name, layout, threshold=threshold))
+        output, program = grad(4, 4, 3, 5, seed=1, layout=layout), programs.THRESHOLD
+        scale, rescale = torch.tensor(2.0).double(), torch.tensor([0.9, 1.1]).double().requires_grad_()
+        table = torch.tensor(program.coefficients)
+        found[f"guidance_rescale {layout}"] = ("guidance_rescale", (output, scale, 0.7))
+        arguments = (x, grad(2, 4, 3, 5, seed=1), table, torch.tensor(1), None, None, 0.9, 2.0)
+        found[f"dynamic_threshold {layout}"] = ("dynamic_threshold", arguments)
+        arguments = (x, output, table, torch.tensor([1, 2]), scale, rescale, 0.9, 30.0)
+        found[f"dynamic_threshold guided {layout}"] = ("dynamic_threshold", arguments)
         counter = {"noise": None, "seed": SEED, "samples": SAMPLES}
         found[f"solver_step counter {layout}"] = ("solver_step", step_arguments("learned", layout, **counter))
         for dtype in (torch.float32, torch.bfloat16):
@@ -140,6 +150,8 @@ def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
         lambda x: group_norm(x, 2, activation="silu"),
         lambda x: q_sample(x, T.to(x.device), SIGNAL.to(x.device), SIGMA.to(x.device), seed=1),
         lambda x: solver_step(x, x, programs.PLAIN, 0, seed=1),
+        lambda x: guidance_rescale(x, 2.0, 0.5),
+        lambda x: dynamic_threshold(x, x, programs.THRESHOLD, 0),
         lambda x: diffusion_loss(x, x, T.to(x.device), on(x.device), seed=1),
         lambda x: diffusion_loss_and_grad(x, x, T.to(x.device), on(x.device), scale=0.5, seed=1)[1],
     ]
@@ -176,7 +188,10 @@ class Everything(torch.nn.Module):
         z = philox_normal((2, 4, 3, 5), seed, stream=5)
         loss, slope = diffusion_loss_and_grad(y, x, t, TABLES, scale=0.5, target="v", seed=seed)
         y = y - slope * diffusion_loss(y, x, t, TABLES, weight=loss, seed=seed)[:, None, None, None]
-        return solver_step(y + z, x_t, programs.CLIPPED, torch.tensor(1), seed=seed, extra=z)
+        both = torch.cat([x_t, y])
+        x_next = solver_step(y + z, x_t, programs.CLIPPED, torch.tensor(1), seed=seed, extra=z)
+        options = {"guidance_scale": 2.0, "guidance_rescale": 0.5}
+        return solver_step(x_next, both, programs.THRESHOLD, torch.tensor(2), seed=seed, **options)[0]
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -233,3 +233,22 @@ def test_listed_slots_must_be_as_many_as_the_program_has(backend):
         call.run(slots=[*listed[:2], listed[2][:1]])
     with pytest.raises(TypeError, match="slots must have x's dtype"):
         call.run(slots=[*listed[:2], listed[2].double()])
+
+
+@pytest.mark.parametrize("rows", [1, [1, 0]], ids=["one row", "a row each"])
+def test_listed_slots_in_compiled_code(rows):
+    """What is written reaches a tensor that the compiled code makes and returns."""
+    call, _ = with_history((2, 5, 7, 9), "contiguous")
+    row = torch.tensor(rows) if isinstance(rows, list) else rows
+
+    def step(x, output, noise, slots):
+        written = torch.zeros_like(x)
+        history = [slots[0], written, slots[2]]
+        return solver_step(x, output, call.program, row, slots=history, noise=noise), written
+
+    arguments = (call.x, call.model_output, call.noise, call.slots)
+    with torch.no_grad():
+        expected, compiled = step(*arguments), torch.compile(step, fullgraph=True)(*arguments)
+    assert expected[1].any()
+    for mine, theirs in zip(compiled, expected, strict=True):
+        assert same_bits(mine, theirs)

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from diffkern import backends
-from diffkern.ops import diffusion_loss_and_grad, group_norm, philox_normal, philox_uint32, q_sample, solver_step
+from diffkern.ops import (
+    diffusion_loss_and_grad,
+    dynamic_threshold,
+    group_norm,
+    guidance_rescale,
+    philox_normal,
+    philox_uint32,
+    q_sample,
+    solver_step,
+)
 from diffkern.process.gaussian import ProcessTables
 from tests.ops import programs
 from tests.ops.cases import in_layout, randn, same_bits
@@ -24,6 +33,7 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
     scale = randn(shape[0], shape[1], seed=1).to(dtype).requires_grad_()
     y = group_norm(x, 4, torch.ones(shape[1], dtype=dtype), scale=scale, activation="silu")
     data, tables = x.detach(), ProcessTables(SIGNAL, SIGMA)
+    both = torch.cat([data, data.cos()])
     return [
         *diffusion_loss_and_grad(data, data.cos(), t, tables, scale=0.5, target="v", seed=3),
         *diffusion_loss_and_grad(data, data, t, tables, scale=0.5, noise=data.cos()),
@@ -31,6 +41,8 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
         philox_normal(shape, 3, dtype=dtype),
         q_sample(data, t, SIGNAL, SIGMA, seed=3),
         solver_step(data, data, programs.CLIPPED, 1, extra=data, seed=3),
+        guidance_rescale(both, 2.0, 0.7),
+        dynamic_threshold(data, both, programs.program(3, threshold=(0.9, 9.0)), 1, guidance_scale=2.0),
         y.detach(),
         *torch.autograd.grad(y, [x, scale], randn(*shape, seed=2).to(dtype)),
     ]

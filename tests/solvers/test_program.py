@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diffkern.solvers import columns, step_program
+from tests.solvers.executor import execute
 
 
 def test_columns_stand_in_the_order_that_the_kernels_read():
@@ -137,3 +138,25 @@ def test_a_copy_is_as_read_only_as_the_program(clone):
     for array in (twin.coefficients, twin.times, twin.calls_network, twin.writes):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
+
+
+@pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
+@pytest.mark.parametrize("writes", [[-1, -1], [0, -1], [-1, 1]])
+def test_with_x0_remembers_what_each_row_saw_and_changes_nothing_else(writes, clip):
+    rng = np.random.default_rng(0)
+    x, output = rng.standard_normal((2, 3, 1, 4, 5))
+    named = {name: rng.uniform(0.5, 1.0, 1) for name in columns(2) if not name.startswith("log_var")} | {"s": [1.0]}
+    program = step_program(named, [7], num_slots=2, writes=[writes], clip=clip)
+    shown = program.with_x0()
+    slots, more = rng.standard_normal((2, *x.shape)), np.full((3, *x.shape), np.nan)
+    more[:2] = slots
+    expected, step = execute(program, 0, x, output, slots=slots), execute(shown, 0, x, output, slots=more)
+    np.testing.assert_array_equal(step.x, expected.x)
+    np.testing.assert_array_equal(more[:2], slots)
+    np.testing.assert_allclose(more[2], expected.x0, rtol=1e-15, atol=1e-15)
+    assert (shown.num_slots, shown.clip, shown.times.tolist()) == (3, clip, [7])
+
+
+def test_with_x0_needs_a_free_write():
+    with pytest.raises(ValueError, match="a row writes two slots already"):
+        step_program({"c_x": [1]}, [0], num_slots=2, writes=[[0, 1]]).with_x0()

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from diffkern.ops._indices import per_sample
 from diffkern.ops._layout import flat_samples
-from diffkern.ops.philox_normal.op import OP as PHILOX_NORMAL
-from diffkern.ops.solver_step.terms import (
+from diffkern.ops._terms import (
     Coefficients,
     Mean,
     compute_dtype,
@@ -29,6 +28,7 @@ from diffkern.ops.solver_step.terms import (
     term,
     threshold_or_one,
 )
+from diffkern.ops.philox_normal.op import OP as PHILOX_NORMAL
 
 
 def solver_step_backward(

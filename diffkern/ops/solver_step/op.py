@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diffkern.ops._checks import check_device, check_floating, check_index, check_like
+from diffkern.ops._checks import check_floating, check_like
 from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._noise import Noise, python_int, resolve_noise
+from diffkern.ops._program_tensors import program_tensors
 from diffkern.ops._registry import Op
+from diffkern.ops._step_arguments import check_model_output, guidance_tensor, mean_channels, row_tensor
+from diffkern.ops.dynamic_threshold.op import OP as DYNAMIC_THRESHOLD
+from diffkern.ops.guidance_rescale.op import OP as GUIDANCE_RESCALE
 from diffkern.ops.solver_step.backward import solver_step_backward
-from diffkern.ops.solver_step.program_tensors import program_tensors
-from diffkern.ops.solver_step.sample_scales import guidance_rescale_factor, threshold_scale
 
 if TYPE_CHECKING:
     from diffkern.solvers.program import StepProgram
@@ -64,31 +65,33 @@ def solver_step(
     raises ValueError on a CPU and gives NaN elsewhere.
     """
     check_floating("x", x)
-    row_tensor = _row_tensor(row, x, program)
+    rows = row_tensor(row, x, program)
     guided = guidance_scale is not None
-    _check_model_output(model_output, x, program, guided)
+    check_model_output(model_output, x, program, guided)
     _check_slots(slots, x, program)
     if extra is not None:
         check_like("extra", extra, "x", x)
     source = _noise_source(x, program, noise, seed, samples, stream, generator)
-    scale = _guidance_tensor(guidance_scale, x)
+    scale = guidance_tensor(guidance_scale, x)
     if guidance_rescale is not None and not isinstance(guidance_rescale, int | float):
         raise TypeError(f"guidance_rescale must be a number, got {type(guidance_rescale).__name__}")
     if guidance_rescale is not None and not (guided and 0 <= guidance_rescale <= 1):
         raise ValueError(f"guidance_rescale must lie in [0, 1] and needs guidance_scale, got {guidance_rescale}")
 
     table, writes = program_tensors(program, x.device)
-    rescale = guidance_rescale_factor(model_output, x, scale, guidance_rescale) if guidance_rescale else None
-    threshold = None
+    rescale = threshold = None
+    if guidance_rescale:
+        rescale = GUIDANCE_RESCALE(mean_channels(model_output, x, program), scale, float(guidance_rescale))
     if program.threshold is not None:
-        threshold = threshold_scale(x, model_output, table, row_tensor, scale, rescale, program.threshold)
+        mean, (ratio, largest) = mean_channels(model_output, x, program), program.threshold
+        threshold = DYNAMIC_THRESHOLD(x, mean, table, rows, scale, rescale, float(ratio), float(largest))
     clip = program.clip if program.clip is not None or program.threshold is None else (-1.0, 1.0)
     arguments = (
         x,
         model_output,
         table,
         writes,
-        row_tensor,
+        rows,
         slots,
         scale,
         rescale,
@@ -119,27 +122,6 @@ def solver_step(
     return (x_next, x_in) if program.scales_input else x_next
 
 
-def _row_tensor(row: int | Tensor, x: Tensor, program: StepProgram) -> Tensor:
-    number = python_int(row)
-    if number is not None:
-        if not 0 <= number < program.num_rows:
-            raise ValueError(f"row must lie in [0, {program.num_rows}), got {number}")
-        return torch.full((), number, dtype=torch.int64, device=x.device)
-    check_index("row", row, "x", x, [(), (x.shape[0],)])
-    assert isinstance(row, Tensor)
-    return row
-
-
-def _check_model_output(model_output: Tensor, x: Tensor, program: StepProgram, guided: bool) -> None:
-    learned = program.variance != "fixed"
-    if learned and x.dim() < 2:
-        raise ValueError(f"x must have a channel axis for a learned variance, got shape {tuple(x.shape)}")
-    samples = x.shape[0] * (2 if guided else 1)
-    shape = (samples, x.shape[1] * 2, *x.shape[2:]) if learned else (samples, *x.shape[1:])
-    reason = "x" + (" with guidance" if guided else "") + (" and a learned variance" if learned else "")
-    check_like("model_output", model_output, reason, x, shape)
-
-
 def _each(slots: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
     """The slots one by one; a buffer's as views of it."""
     if isinstance(slots, Tensor):
@@ -150,8 +132,9 @@ def _each(slots: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
 def _written(slots: Sequence[Tensor], program: StepProgram, row: int | Tensor) -> list[Tensor | None]:
     """The slots that the row may write, None in the place of the others."""
     number = python_int(row)
-    writes = (program.writes if number is None else program.writes[number]).ravel().tolist() if slots else []
-    return [slot if k in writes else None for k, slot in enumerate(slots)]
+    if number is not None:
+        return [slot if k in program.written[number] else None for k, slot in enumerate(slots)]
+    return [slot if any(k in row for row in program.written) else None for k, slot in enumerate(slots)]
 
 
 def _store(values: Tensor, slots: Tensor | Sequence[Tensor] | None, program: StepProgram, row: int | Tensor) -> None:
@@ -202,19 +185,6 @@ def _noise_source(
     if not program.makes_noise and noise is None and seed is None and generator is None:
         return Noise(None, None, None, None)
     return resolve_noise(x, "x", noise=noise, seed=seed, generator=generator, draw=0, samples=samples, stream=stream)
-
-
-def _guidance_tensor(value: float | Tensor | None, x: Tensor) -> Tensor | None:
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        if tuple(value.shape) not in ((), (x.shape[0],)):
-            raise ValueError(f"guidance_scale must have shape () or {(x.shape[0],)}, got {tuple(value.shape)}")
-        check_device("guidance_scale", value, "x", x)
-        return value.double()
-    if not isinstance(value, int | float | np.floating):
-        raise TypeError(f"guidance_scale must be a number or a tensor, got {type(value).__name__}")
-    return torch.full((), float(value), dtype=torch.float64, device=x.device)
 
 
 def _fake(

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from diffkern.ops._indices import check_values, per_sample
 from diffkern.ops._layout import dense, in_layout_of
-from diffkern.ops.philox_normal.reference import normals
-from diffkern.ops.solver_step.terms import (
+from diffkern.ops._terms import (
     Coefficients,
     compute_dtype,
     guided_mean,
@@ -18,6 +17,7 @@ from diffkern.ops.solver_step.terms import (
     term,
     threshold_or_one,
 )
+from diffkern.ops.philox_normal.reference import normals
 
 
 def solver_step(

@@ -1,5 +1,21 @@
 """The ops as the tests of the contract see them: one file an op."""
 
-from tests.ops.contract import diffusion_loss, group_norm, philox, q_sample, solver_step
+from tests.ops.contract import (
+    diffusion_loss,
+    dynamic_threshold,
+    group_norm,
+    guidance_rescale,
+    philox,
+    q_sample,
+    solver_step,
+)
 
-CASES = [*philox.CASES, *q_sample.CASES, *group_norm.CASES, *solver_step.CASES, *diffusion_loss.CASES]
+CASES = [
+    *philox.CASES,
+    *q_sample.CASES,
+    *group_norm.CASES,
+    *solver_step.CASES,
+    *diffusion_loss.CASES,
+    *guidance_rescale.CASES,
+    *dynamic_threshold.CASES,
+]

@@ -1,0 +1,1 @@
+from diffkern.ops.dynamic_threshold.op import dynamic_threshold as dynamic_threshold

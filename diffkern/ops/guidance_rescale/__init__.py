@@ -1,0 +1,1 @@
+from diffkern.ops.guidance_rescale.op import guidance_rescale as guidance_rescale
