@@ -51,8 +51,8 @@ def dpm_multistep(
 
     (arXiv 2206.00927, proposition 3.1 and appendix B; arXiv 2211.01095, section 4, algorithm 2 and appendix B.)
 
-    `orders`: int, or ints (R,), 1 to 3. A row is of a lower order where its own step or one that it looks back on is not
-    there, infinite (λ = ±∞: α = 0 or σ = 0) or of length 0.
+    `orders`: int, or ints (R,), 1 to 3. A row is of a lower order where its own step or one that it looks back on is
+    not there, infinite (λ = ±∞: α = 0 or σ = 0) or of length 0.
     `third`: w of order 3. "taylor" is 2, as the expansion has it; "lu" is 1, as in the authors' published code and
     those that follow it, which makes it of second order; "diffusers" is "lu" except for "sde-dpmsolver++", where one
     sign differs in diffusers' code: z·φ_3 + 1 stands in the place of z·φ_3.

@@ -49,7 +49,7 @@ def usable_orders(orders: ArrayLike, h: np.ndarray, most: int | None = None) -> 
 
 
 def ring_reads(of_m: Mapping[int, np.ndarray], size: int, first: int = 0, name: str = "c") -> dict[str, np.ndarray]:
-    """The columns by which a row reads what the rows before it left: of_m[j] (R,) is the coefficient of the j-th before.
+    """The columns by which a row reads what those before it left; of_m[j] (R,) is the coefficient of the j-th before.
 
     The ring's slots are first, …, first + size − 1. Raises ValueError if a row looks back on more than `size`.
     """

@@ -144,7 +144,7 @@ def _first_order(steps: Transitions, h: np.ndarray, predict_x0: bool) -> tuple[n
 def _updates(
     steps: Transitions, h: np.ndarray, order: np.ndarray, variant: str, predict_x0: bool, corrects: bool
 ) -> dict[int, np.ndarray]:
-    """−S·B·ρ_k/r_k of each row's step, (R,): by how many rows back m_k lies; 0 is the prediction at x' of a corrector."""
+    """−S·B·ρ_k/r_k of each row's step, (R,), by how many rows back m_k lies; 0 is a corrector's prediction at x'."""
     scale = -steps.alpha_next if predict_x0 else -steps.sigma_next
     highest = int(order.max())
     found = {back: np.zeros(len(h)) for back in range(0 if corrects else 1, max(highest, 1))}

@@ -4,6 +4,8 @@ Our own classes on SchedulerMixin and ConfigMixin. Each takes its namesake's arg
 `noise` (see `scheduler.Scheduler`). docs/diffusers.md says what differs.
 """
 
+from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
+
 from diffkern.integrations.diffusers.ddim import DDIMScheduler as DDIMScheduler
 from diffkern.integrations.diffusers.ddim_inverse import DDIMInverseScheduler as DDIMInverseScheduler
 from diffkern.integrations.diffusers.ddpm import DDPMScheduler as DDPMScheduler

@@ -73,9 +73,10 @@ class DDIMScheduler(Scheduler):
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """x at the step before `timestep`, and the x0 seen there, both of sample's shape (N, C, …) and format.
 
-        model_output: of sample's shape; the results have the promoted dtype of both. eta in [0, 1] scales the noise, which is drawn only if it is above 0, or given
-        as variance_noise. use_clipped_model_output: ε follows from the clipped x0. `timestep` may be any of the
-        process's: the step leads num_train_timesteps // num_inference_steps down from it.
+        model_output: of sample's shape; the results have the promoted dtype of both. eta in [0, 1] scales the noise,
+        which is drawn only if it is above 0, or given as variance_noise. use_clipped_model_output: ε follows from the
+        clipped x0. `timestep` may be any of the process's: the step leads num_train_timesteps // num_inference_steps
+        down from it.
 
         Raises ValueError before set_timesteps, for a timestep outside the process, where x0 cannot be had from ε
         (ᾱ = 0), and if both generator and variance_noise are given.

@@ -182,14 +182,18 @@ class DDPMScheduler(Scheduler):
         kind = self.variance_type if variance_type is None else variance_type
         if kind == "learned":
             return predicted_variance
-        before = self.previous_timestep(t)
-        abar, abar_prev = (self._abar[self._value(t)], 1.0 if before < 0 else self._abar[int(before)])
+        ends = np.array([int(self._value(t)), int(self.previous_timestep(t))])
+        abar, abar_prev = self._abar_at(ends, before=1.0)
         beta = 1.0 - abar / abar_prev
         small = max((1.0 - abar_prev) / (1.0 - abar) * beta, LEAST_VARIANCE)
         if kind == "learned_range":
+            if predicted_variance is None:
+                raise ValueError("predicted_variance is None; variance_type 'learned_range' needs the network's")
             fraction = (predicted_variance + 1) / 2
             return fraction * float(np.log(beta)) + (1 - fraction) * float(np.log(small))
         value = beta if kind in LARGE else small
-        if kind == "fixed_large_log":
+        if kind == "fixed_small_log":
+            value = np.sqrt(value)
+        elif kind == "fixed_large_log":
             value = np.log(value)
-        return torch.tensor(np.sqrt(value) if kind == "fixed_small_log" else value, dtype=torch.float32)
+        return torch.tensor(value, dtype=torch.float32)

@@ -107,11 +107,11 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
         flow_shift, with use_dynamic_shifting. Raises ValueError for neither or both of the first two, a number outside
         [1, num_train_timesteps], timesteps outside the process or with sigmas spaced otherwise, and an unknown spacing.
         """
-        config = self.config
         if mu is not None:
-            if not (config.use_dynamic_shifting and config.time_shift_type == "exponential"):
+            if not (self.config.use_dynamic_shifting and self.config.time_shift_type == "exponential"):
                 raise ValueError("mu is given; it needs use_dynamic_shifting and time_shift_type 'exponential'")
             self.register_to_config(flow_shift=float(np.exp(mu)))
+        config = self.config
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("num_inference_steps and timesteps: one of them must be given, and not both")
         spacing, total = self._spacing(), config.num_train_timesteps

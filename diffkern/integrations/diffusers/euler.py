@@ -82,7 +82,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
                 assert num_inference_steps is not None
                 visited = fractional_timesteps(self.config, num_inference_steps)
             levels, visited = self._levels_at(visited.astype(np.float32).astype(np.float64), table)
-        self.num_inference_steps = len(levels) - 1
+        self.num_inference_steps = len(visited)
         self._schedule(self._times(visited, levels), levels, device)
 
     def _levels_at(self, timesteps: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,9 +202,10 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         source: dict[str, Any] = self._noise_source(model_output, sample, generator)
         if "noise" in source:
             return source["noise"].to(sample.dtype)
+        samples, device = source.get("samples", 0), sample.device
         return philox_normal(
-            sample.shape, source["seed"], draw=row, samples=source.get("samples", 0), stream=2, dtype=sample.dtype
-        ).to(sample.device)
+            sample.shape, source["seed"], draw=row, samples=samples, stream=2, dtype=sample.dtype, device=device
+        )
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v = (ε − σ̂·x0)/√(σ̂²+1) at `timesteps`, (N,) or one for all, of the schedule; sample is x0.

@@ -31,9 +31,9 @@ class ExplodingScheduler(SigmaScheduler):
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:  # type: ignore[override]
         """sample/√(σ̂² + 1): what the network is to be given at this step, of sample's dtype and memory format."""
-        level = self._levels[self._index(timestep)]
+        index = self._index(timestep)
         self.is_scale_input_called = True
-        return sample / float(np.sqrt(level**2 + 1))
+        return sample / float(np.sqrt(self._levels[index] ** 2 + 1))
 
     def _check_step(self, timestep: float | Tensor) -> None:
         """Steps count by timesteps, which are floats: an integer is likely somebody's loop counter."""

@@ -99,8 +99,8 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """The state at the next level as Euler's method or, in every second call, Heun's correction of it has it, and
-        the x0 seen; both of sample's shape (N, C, …) and format, and in the promoted dtype of the two. `timestep` is read only at the first step of a
-        run.
+        the x0 seen; both of sample's shape (N, C, …) and format, in the promoted dtype of sample and model_output.
+        `timestep` is read only at the first step of a run.
 
         Raises ValueError for a timestep that is not in `timesteps`.
         """

@@ -60,15 +60,15 @@ class MultistepScheduler(SigmaScheduler):
         check_steps(num_inference_steps, total)
         match self.config.timestep_spacing:
             case "linspace":
-                rising = np.linspace(0, last - 1, num_inference_steps + 1).round()
+                rising = np.linspace(0, last - 1, num_inference_steps + 1).round().astype(np.int64)
             case "leading":
-                rising = np.arange(num_inference_steps + 1) * (last // (num_inference_steps + 1))
+                rising = np.arange(num_inference_steps + 1, dtype=np.int64) * (last // (num_inference_steps + 1))
                 rising += self.config.steps_offset
             case "trailing":
                 return np.arange(last, 0, -total / num_inference_steps).round().astype(np.int64) - 1
             case other:
                 raise ValueError(f"timestep_spacing is {other!r}; it may be one of {', '.join(map(repr, SPACINGS))}")
-        return rising[:0:-1].astype(np.int64)
+        return rising[:0:-1]
 
     def _spacing(self) -> str | None:
         # The config may hold flags of other classes, whose configs this one was made from.
@@ -89,7 +89,7 @@ class MultistepScheduler(SigmaScheduler):
 
         Found as diffusers finds them, in its float32 tables: in better ones a whole number is cut off elsewhere.
         """
-        abar = self._abar if self._abar is not self._first_abar else single_alphas_cumprod(self.config, self.betas)
+        abar = self._abar if self._abar is not self._first_abar else single_alphas_cumprod(self.config)
         single = torch.as_tensor(abar, dtype=torch.float32)
         table = (((1 - single) / single) ** 0.5).numpy()
         levels = self._spaced_levels(spacing, table, n)
@@ -102,10 +102,18 @@ class MultistepScheduler(SigmaScheduler):
         return first + np.linspace(0, 1, num_inference_steps) * (last - first)
 
     def _sigma_to_t(self, sigma: ArrayLike, log_sigmas: ArrayLike) -> np.ndarray:
-        """The fractional timesteps of levels, log_sigmas (T,) being those of the process, rising."""
+        """The fractional timesteps of levels, between neighbours of log_sigmas (T,), those of the process.
+
+        These rise, but for the last that zero terminal SNR may leave below its neighbour.
+        """
+        known = np.asarray(log_sigmas)
         log_sigma = np.log(np.maximum(np.asarray(sigma, dtype=np.float64), 1e-10))
-        known = np.asarray(log_sigmas, dtype=np.float64)
-        return np.interp(log_sigma, known, np.arange(known.size))
+        reached = log_sigma[..., None] >= known
+        last = known.size - 1 - reached[..., ::-1].argmax(axis=-1)
+        low = np.where(reached.any(axis=-1), np.minimum(last, known.size - 2), 0)
+        # In log_sigmas' own precision, float32 as a rule: what comes out a whole number must do so here too.
+        share = np.clip((known[low] - log_sigma) / (known[low] - known[low + 1]), 0, 1)
+        return np.asarray((1 - share) * low + share * (low + 1))
 
     def _final_sigma(self, sigma_min: float) -> float:
         """The level that the last step leads to."""
@@ -152,18 +160,19 @@ class MultistepScheduler(SigmaScheduler):
                 "leave out the other spacing, or use_flow_sigmas"
             )
         a, s, level = alpha[:-1], sigma[:-1], self._levels[:-1]
-        none, one = np.zeros_like(a), np.ones_like(a)
+        none, one, flow = np.zeros_like(a), np.ones_like(a), self.config.use_flow_sigmas
         with np.errstate(divide="ignore"):
             x0, eps = {
                 "eps": ((1 / a, -s / a), (none, one)),
                 "x0": ((none, one), (1 / s, -a / s)),
-                "v": ((a, -s), (s, a)),
+                # x0 of the ε algorithms is that of their ε, which matters where α² + σ² is not 1.
+                "v": ((a if self._data_prediction() or not flow else (1 - s * s) / a, -s), (s, a)),
                 "flow": ((one, -level), (one, 1 - level)),
             }[self.prediction]
         if self.prediction == "flow" and not self._data_prediction():
             raise ValueError(
-                "prediction_type is 'flow_prediction', which is for algorithms that predict x0; with those that predict "
-                "noise it may be one of 'epsilon', 'sample', 'v_prediction'"
+                "prediction_type is 'flow_prediction', which is for algorithms that predict x0; with those that "
+                "predict noise it may be one of 'epsilon', 'sample', 'v_prediction'"
             )
         return Transitions(a, s, alpha[1:], sigma[1:], np.arange(len(a), dtype=np.float64), *x0, *eps)
 

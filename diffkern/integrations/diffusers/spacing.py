@@ -12,13 +12,13 @@ SPACINGS = ("leading", "linspace", "trailing")
 
 def check_steps(num_inference_steps: int | None, num_train_timesteps: int) -> int:
     """num_inference_steps itself; ValueError unless it is a whole number in [1, T]."""
-    whole = isinstance(num_inference_steps, int | np.integer) and not isinstance(num_inference_steps, bool)
-    if not whole or not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(
-            f"num_inference_steps is {num_inference_steps!r}; "
-            f"it must be an int in [1, {num_train_timesteps}], the steps that the model was trained with"
-        )
-    return int(num_inference_steps)
+    number = num_inference_steps
+    if isinstance(number, int | np.integer) and not isinstance(number, bool) and 1 <= number <= num_train_timesteps:
+        return int(number)
+    raise ValueError(
+        f"num_inference_steps is {number!r}; "
+        f"it must be an int in [1, {num_train_timesteps}], the steps that the model was trained with"
+    )
 
 
 def spaced_timesteps(config: Any, num_inference_steps: int | None, spacings: tuple[str, ...] = SPACINGS) -> np.ndarray:

@@ -72,7 +72,7 @@ class UniPCMultistepScheduler(MultistepScheduler):
     ) -> None:
         self.predict_x0 = predict_x0
         self.disable_corrector = disable_corrector
-        self.solver_p = solver_p
+        self.solver_p: Any = solver_p
         self.this_order = 0
         self._set_up(noise)
         if not isinstance(solver_order, int) or solver_order < 1:
@@ -162,7 +162,7 @@ class UniPCMultistepScheduler(MultistepScheduler):
     def stretch_shift_to_terminal(self, t: Any) -> Any:
         """Levels stretched so that the last is the config's shift_terminal, and 1 stays 1."""
         clean = 1 - t
-        return 1 - clean * (1 - self.config.shift_terminal) / clean[-1]
+        return 1 - clean / (clean[-1] / (1 - self.config.shift_terminal))
 
     def step(
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
