@@ -85,8 +85,22 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
     def _use_alphas_cumprod(self, table: np.ndarray) -> None:
         self._abar = table
         self._alphas_cumprod = torch.tensor(table, dtype=torch.float32)
-        self._programs: dict[Any, Any] = {}
         self._tables: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._forget_programs()
+
+    # Programs are built when a step needs them, and forgotten when what they were made of changes.
+
+    @property
+    def _programs(self) -> dict[Any, Any]:
+        """Programs by whatever tells a class's apart, of the present config, tables and timesteps."""
+        config, programs = self._built
+        if config is not self.config:
+            self._forget_programs()
+            return self._built[1]
+        return programs
+
+    def _forget_programs(self) -> None:
+        self._built: tuple[Any, dict[Any, Any]] = (self.config, {})  # anew: a shallow copy keeps its own
 
     @property
     def prediction(self) -> str:
@@ -110,7 +124,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
 
     def _remember(self, timesteps: np.ndarray) -> None:
         self._known = (self.timesteps, _version(self.timesteps), timesteps)
-        self._programs.clear()
+        self._forget_programs()
 
     def _host_timesteps(self) -> np.ndarray:
         """The values of `timesteps`, read from the device only if somebody replaced the tensor or wrote to it."""

@@ -54,7 +54,7 @@ class EndLevel:
             number = known[0]
         tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
         vars(scheduler)[self.stored] = (number, tensor)
-        scheduler._programs.clear()
+        scheduler._forget_programs()
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
