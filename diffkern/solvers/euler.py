@@ -60,16 +60,16 @@ def euler_ancestral(
     (k-diffusion's sample_euler_ancestral; y = x/α, σ̂ = σ/α), x0 being clipped first. z is s_noise times unit normals.
     η = 0 is `euler`; for steps with σ² = 1 − α² this is DDIM with the same η, and η = 1 samples from the posterior.
 
-    Raises ValueError for η outside [0, 1], a negative s_noise, a step that leads to more noise, and where x0 cannot be
-    had from the prediction (eps at ᾱ = 0).
+    A step that leads to more noise has σ̂_up = 0.
+
+    Raises ValueError for η outside [0, 1], a negative s_noise, and where x0 cannot be had from the prediction (eps at
+    ᾱ = 0).
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it must be in [0, 1]")
     if not 0 <= s_noise < np.inf:
         raise ValueError(f"s_noise is {s_noise}; it must be finite and at least 0")
     steps = transitions(process)
-    if upwards(steps).any():
-        raise ValueError(f"row {np.flatnonzero(upwards(steps))[0]} of the Transitions leads to more noise, not less")
     ratio2 = (steps.sigma_next * steps.alpha / (steps.sigma * steps.alpha_next)) ** 2  # (σ̂'/σ̂)²
     renewed = np.maximum(eta**2 * (1.0 - ratio2), 0.0)  # what part of σ'² is fresh noise
     named = steps.x0_columns()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,12 +29,12 @@ RUNGE_KUTTA_STEPS = 3
 class Transfer(NamedTuple):
     """φ of eq. 11, from x at one level to another along ε: x' = of_x·x + of_eps·ε, a step of DDIM with η = 0."""
 
-    of_x: float
-    of_eps: float
+    of_x: Any
+    of_eps: Any
 
 
-def transfer(alpha: float, sigma: float, alpha_next: float, sigma_next: float) -> Transfer:
-    """φ from x = alpha·x0 + sigma·ε to alpha_next·x0 + sigma_next·ε; alpha is above 0."""
+def transfer(alpha: Any, sigma: Any, alpha_next: Any, sigma_next: Any) -> Transfer:
+    """φ from x = alpha·x0 + sigma·ε to alpha_next·x0 + sigma_next·ε, numbers or arrays; alpha is above 0."""
     return Transfer(alpha_next / alpha, sigma_next - alpha_next * sigma / alpha)
 
 

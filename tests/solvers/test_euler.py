@@ -149,6 +149,14 @@ def test_churn_of_a_process(churn, zero_snr):
     assert error(states[-1], y) < 1e-10
 
 
+def test_ancestral_steps_to_more_noise_add_none():
+    """As where zero terminal SNR is held off at a level below the one before it."""
+    program = euler_ancestral(single_steps([1.0], [4.0], [1.0], [5.0], [0], "x0"), clip=None)
+    assert program.column("c_z").tolist() == [0]
+    np.testing.assert_allclose(program.column("c_x"), 5 / 4)
+    np.testing.assert_allclose(program.column("c_m"), -1 / 4)
+
+
 def test_what_cannot_be():
     process = GaussianProcess(linear_betas(1000)).respace(4)
     with pytest.raises(ValueError, match=r"eta is 1.5"):
@@ -160,7 +168,5 @@ def test_what_cannot_be():
     with pytest.raises(ValueError, match=r"s_max is 1.0; it must be at least s_min, 2"):
         Churn(1.0, 2.0, 1.0)
     up = single_steps([1.0], [1.0], [1.0], [2.0], [0], "x0")
-    with pytest.raises(ValueError, match="row 0 of the Transitions leads to more noise"):
-        euler_ancestral(up)
     with pytest.raises(ValueError, match="to churn Transitions"):
         euler(up, churn=Churn(1.0))

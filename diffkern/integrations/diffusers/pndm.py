@@ -13,9 +13,10 @@ from torch import Tensor
 from diffkern.integrations.diffusers.outputs import SchedulerOutput
 from diffkern.integrations.diffusers.scheduler import Scheduler
 from diffkern.integrations.diffusers.spacing import spaced_timesteps
+from diffkern.integrations.diffusers.steps import SingleSteps, single_steps
 from diffkern.integrations.diffusers.tables import EndLevel
 from diffkern.ops._layout import empty_like_layout
-from diffkern.solvers import StepProgram, step_program
+from diffkern.solvers import StepProgram, Transitions, step_program
 from diffkern.solvers.pndm import RUNGE_KUTTA_STEPS, WEIGHTS, transfer
 
 Output = SchedulerOutput | tuple[Tensor]
@@ -116,11 +117,11 @@ class PNDMScheduler(Scheduler):
         so_far = [self.cur_model_output] if isinstance(self.cur_model_output, Tensor) else []
         if call == 3:
             weights = (1 / 6, 1.0)[: 1 + len(so_far)]
-            x_next = self._move(weights, model_output, sample, so_far, begin, start, previous)
+            x_next = self._move(weights, model_output, sample, so_far, begin, start, start - previous)
             self.cur_model_output = 0
         else:
             x_next, self.cur_model_output = self._move_and_collect(
-                1 / 3 if call else 1 / 6, so_far, model_output, sample, begin, start, previous
+                1 / 3 if call else 1 / 6, so_far, model_output, sample, begin, start, start - previous
             )
         self.counter += 1
         return SchedulerOutput(x_next) if return_dict else (x_next,)
@@ -139,10 +140,8 @@ class PNDMScheduler(Scheduler):
             )
         value, begin = int(self._value(timestep)), sample
         corrects = self.counter == 1
-        if corrects:
-            start, previous = value + stride, value
-        else:
-            start, previous = value, value - stride
+        start = value + stride if corrects else value
+        if not corrects:
             self.ets = [*self.ets[-3:], model_output]
         newest_first = self.ets[::-1][: len(WEIGHTS)]
         weights: tuple[float, ...] = WEIGHTS[len(newest_first) - 1]
@@ -156,7 +155,7 @@ class PNDMScheduler(Scheduler):
             newest_first = newest_first[1:]
         if self.counter == 0:
             self.cur_sample = sample
-        x_next = self._move(weights, model_output, sample, newest_first, begin, start, previous)
+        x_next = self._move(weights, model_output, sample, newest_first, begin, start, stride)
         self.counter += 1
         return SchedulerOutput(x_next) if return_dict else (x_next,)
 
@@ -168,15 +167,14 @@ class PNDMScheduler(Scheduler):
         history: Sequence[Tensor],
         begin: Tensor,
         start: int,
-        previous: int,
+        stride: int,
     ) -> Tensor:
-        """φ (eq. 11) from `begin` at timestep start to previous, along weights·(model_output, *history)."""
+        """φ (eq. 11) from `begin` at timestep start down by stride, along weights·(model_output, *history)."""
         from_slot = begin is not sample
-        key = (weights, from_slot, start, previous)
+        key = (weights, from_slot, stride)
         if key not in self._programs:
-            self._programs[key] = self._program(weights, from_slot, start, previous)
-        slots = [*history, begin] if from_slot else list(history)
-        return self._run(self._programs[key], model_output, sample, slots)
+            self._programs[key] = self._steps(stride, weights, from_slot)
+        return self._run(key, start, model_output, sample, [*history, begin] if from_slot else history)
 
     def _move_and_collect(
         self,
@@ -186,52 +184,48 @@ class PNDMScheduler(Scheduler):
         sample: Tensor,
         begin: Tensor,
         start: int,
-        previous: int,
+        stride: int,
     ) -> tuple[Tensor, Tensor]:
         """φ along model_output alone, and the sum so_far + weight·model_output."""
         from_slot = begin is not sample
-        key = (weight, len(so_far), from_slot, start, previous)
+        key = (weight, len(so_far), from_slot, stride)
         if key not in self._programs:
-            slots = from_slot + len(so_far)
-            named = {"g0_m": weight} | ({f"g0_h{int(from_slot)}": 1.0} if so_far else {})
-            self._programs[key] = self._program((1.0,), from_slot, start, previous, named, slots)
+            remember = {"g0_m": weight} | ({f"g0_h{int(from_slot)}": 1.0} if so_far else {})
+            self._programs[key] = self._steps(stride, (1.0,), from_slot, remember, from_slot + len(so_far))
         total = empty_like_layout(sample)
-        slots_given = [*([begin] if from_slot else []), *so_far, total]
-        return self._run(self._programs[key], model_output, sample, slots_given), total
+        slots = [*([begin] if from_slot else []), *so_far, total]
+        return self._run(key, start, model_output, sample, slots), total
 
-    def _run(self, program: StepProgram, model_output: Tensor, sample: Tensor, slots: list[Tensor]) -> Tensor:
-        return self._advance(program, 0, model_output, sample, [slot.to(sample.dtype) for slot in slots] or None)
+    def _run(
+        self, key: tuple[object, ...], start: int, model_output: Tensor, sample: Tensor, slots: Sequence[Tensor]
+    ) -> Tensor:
+        steps: SingleSteps = self._programs[key]
+        slots = [slot.to(sample.dtype) for slot in slots]
+        return self._advance(steps.program, steps.row(start), model_output, sample, slots or None)
 
-    def _program(
+    def _steps(
         self,
+        stride: int,
         weights: tuple[float, ...],
         from_slot: bool,
-        start: int,
-        previous: int,
         remember: dict[str, float] | None = None,
         written: int = -1,
-    ) -> StepProgram:
-        """One row; slots are the history, then the state if it comes from one, then what `remember` reads or writes."""
-        abar, abar_next = self._alpha_cumprod(start), self._alpha_cumprod(previous)
-        sigma = np.sqrt(1 - abar)
-        phi = transfer(np.sqrt(abar), sigma, np.sqrt(abar_next), np.sqrt(1 - abar_next))
-        of_state, of_output = (
-            phi if self.prediction == "eps" else (phi.of_x + phi.of_eps * sigma, phi.of_eps * np.sqrt(abar))
-        )
-        history = len(weights) - 1
-        named = {f"c_h{k}": of_output * weight for k, weight in enumerate(weights[1:])}
-        named[f"c_h{history}" if from_slot else "c_x"] = of_state
-        named["c_m"] = of_output * weights[0]
-        named |= remember or {}
-        return step_program(
-            {name: [value] for name, value in named.items()},
-            [start],
-            writes=[[written, -1]],
-            num_slots=max(history + from_slot, written + 1),
-        )
+    ) -> SingleSteps:
+        """A row for every timestep of the process, down by stride. Slots are the history, then the state if it comes
+        from one, then what `remember` reads or writes."""
+        starts, history = np.arange(len(self._abar)), len(weights) - 1
 
-    def _alpha_cumprod(self, timestep: int) -> float:
-        """ᾱ of a timestep, that past the end of the process below 0."""
-        if timestep >= len(self._abar):
-            raise ValueError(f"timestep is {timestep}; it must be below {len(self._abar)}, the steps of the process")
-        return float(self._abar[timestep]) if timestep >= 0 else PNDMScheduler.final_alpha_cumprod.number(self)
+        def table(steps: Transitions) -> StepProgram:
+            phi = transfer(steps.alpha, steps.sigma, steps.alpha_next, steps.sigma_next)
+            # Along ε = e_x·(the state) + e_m·(the weighted outputs), whichever the network predicts.
+            of_output = phi.of_eps * steps.e_m
+            named = {f"c_h{k}": of_output * weight for k, weight in enumerate(weights[1:])}
+            named[f"c_h{history}" if from_slot else "c_x"] = phi.of_x + phi.of_eps * steps.e_x
+            named["c_m"] = of_output * weights[0]
+            named |= {name: np.full(len(starts), value) for name, value in (remember or {}).items()}
+            slots = max(history + from_slot, written + 1)
+            return step_program(named, starts, writes=np.tile([written, -1], (len(starts), 1)), num_slots=slots)
+
+        before = PNDMScheduler.final_alpha_cumprod.number(self)
+        after = self._abar_at(starts - stride, before)
+        return single_steps(self._abar, starts, after, self.prediction, table, from_noise=False)
