@@ -49,6 +49,20 @@ def ddpm_scheduler() -> Any:
     return scheduler
 
 
+def scheduler_pair(name: str, noise: str) -> tuple[Any, Any]:
+    """(diffusers' scheduler, ours) of that class name at their defaults; ours makes its noise as `noise` says.
+
+    Raises `Unavailable` without diffusers.
+    """
+    try:
+        import diffusers
+
+        from diffkern.integrations import diffusers as ours
+    except ImportError as error:
+        raise Unavailable(f"diffusers does not import: {first_line(error)}") from error
+    return getattr(diffusers, name)(), getattr(ours, name)(noise=noise)
+
+
 def first_line(error: BaseException) -> str:
     """An exception in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,6 +13,7 @@ from diffkern.integrations.diffusers.outputs import SchedulerOutput
 from diffkern.integrations.diffusers.scheduler import Scheduler
 from diffkern.integrations.diffusers.spacing import spaced_timesteps
 from diffkern.integrations.diffusers.steps import SingleSteps, single_steps
+from diffkern.integrations.diffusers.tables import EndLevel
 from diffkern.integrations.draws import Generators
 from diffkern.ops._layout import empty_like_layout
 from diffkern.solvers import ddim
@@ -24,6 +25,8 @@ class DDIMScheduler(Scheduler):
     Steps are computed in float32 from float64 tables whatever the sample's dtype; diffusers computes in the sample's
     dtype from float32 ones.
     """
+
+    final_alpha_cumprod = EndLevel()
 
     @register_to_config
     def __init__(
@@ -46,7 +49,7 @@ class DDIMScheduler(Scheduler):
         noise: str = "torch",
     ) -> None:
         self._set_up(noise)
-        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+        self.final_alpha_cumprod = 1.0 if set_alpha_to_one else self._abar[0]
         self._set_timesteps(np.arange(num_train_timesteps, dtype=np.int64)[::-1], None)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
@@ -56,7 +59,6 @@ class DDIMScheduler(Scheduler):
         """
         self._set_timesteps(spaced_timesteps(self.config, num_inference_steps), device)
         self.num_inference_steps = num_inference_steps
-        self._programs.clear()
 
     def step(
         self,
@@ -64,24 +66,24 @@ class DDIMScheduler(Scheduler):
         timestep: int | Tensor,
         sample: Tensor,
         eta: float = 0.0,
-        use_clipped_model_output: bool = False,
+        use_clipped_model_output: bool | None = False,
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
-        """x at the step before `timestep`, and the x0 seen there, both of sample's shape (N, C, …), dtype and format.
+        """x at the step before `timestep`, and the x0 seen there, both of sample's shape (N, C, …) and format.
 
-        model_output: of sample's shape. eta in [0, 1] scales the noise, which is drawn only if it is above 0, or given
-        as variance_noise. use_clipped_model_output: ε follows from the clipped x0. `timestep` may be any of the
-        process's: the step leads num_train_timesteps // num_inference_steps down from it.
+        model_output: of sample's shape; the results have the promoted dtype of both. eta in [0, 1] scales the noise,
+        which is drawn only if it is above 0, or given as variance_noise. use_clipped_model_output: ε follows from the
+        clipped x0. `timestep` may be any of the process's: the step leads num_train_timesteps // num_inference_steps
+        down from it.
 
         Raises ValueError before set_timesteps, for a timestep outside the process, where x0 cannot be had from ε
         (ᾱ = 0), and if both generator and variance_noise are given.
         """
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None; call set_timesteps before step")
-        steps = self._steps(eta, use_clipped_model_output)
+        steps = self._steps(eta, bool(use_clipped_model_output))
         row = steps.row(self._value(timestep))
+        sample = self._promoted(sample, model_output)
         source: dict[str, Any] = {}
         if eta > 0:
             if variance_noise is not None and generator is not None:
@@ -95,28 +97,29 @@ class DDIMScheduler(Scheduler):
         return SchedulerOutput(x_next, x0) if return_dict else (x_next, x0)
 
     def _steps(self, eta: float, use_clipped_model_output: bool) -> SingleSteps:
-        key = (eta, use_clipped_model_output)
+        stride = self._stride()
+        key = (stride, eta, use_clipped_model_output)
         if key not in self._programs:
-            size = self.config.clip_sample_range
             options: dict[str, Any] = {
                 "eta": eta,
                 "rederive_eps": use_clipped_model_output,
-                "clip": (-size, size) if self.config.clip_sample and not self.config.thresholding else None,
+                "clip": self._clip(),
                 "threshold": self._threshold(),
             }
-            timesteps = np.arange(self.config.num_train_timesteps)
-            previous = timesteps - self.config.num_train_timesteps // self.num_inference_steps
+            timesteps = np.arange(len(self._abar))
             self._programs[key] = single_steps(
                 self._abar,
                 timesteps,
-                np.where(previous < 0, self.final_alpha_cumprod.item(), self._abar[np.maximum(previous, 0)]),
+                self._abar_at(timesteps - stride, before=DDIMScheduler.final_alpha_cumprod.number(self)),
                 self.prediction,
                 lambda steps: ddim(steps, **options).with_x0(),
+                from_noise=eta > 0 or use_clipped_model_output,
+                denoising=eta > 0,
             )
         return self._programs[key]
 
-    def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
+    def _get_variance(self, timestep: int | Tensor, prev_timestep: int | Tensor) -> Tensor:
         """β̃ of a step between two timesteps, float32 (): the variance of its noise at η = 1."""
-        abar = self._abar[timestep]
-        abar_prev = self._abar[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod.item()
+        ends = np.array([int(timestep), int(prev_timestep)])
+        abar, abar_prev = self._abar_at(ends, before=DDIMScheduler.final_alpha_cumprod.number(self))
         return torch.tensor((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev), dtype=torch.float32)

@@ -14,9 +14,15 @@ from torch import Tensor
 from diffkern.integrations.diffusers.tables import make_betas
 from diffkern.integrations.draws import Generators, check_noise, noise_source
 from diffkern.ops import q_sample, solver_step
-from diffkern.solvers import StepProgram
+from diffkern.solvers import StepProgram, step_program
 
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+PREDICTIONS = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bases disagree on config_name's type
@@ -31,7 +37,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
     beta_schedules: ClassVar[tuple[str, ...]] = ("linear", "scaled_linear", "squaredcos_cap_v2")
     predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
     order: ClassVar[int] = 1
+    init_noise_sigma: Any = 1.0
     config: Any
+    timesteps: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A saved pipeline names the module of its scheduler, and looks for diffusers' SchedulerMixin there too.
+        if cls.__module__.startswith(f"{__package__}."):
+            cls.__module__ = __package__
 
     @classmethod
     def from_config(
@@ -51,7 +65,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
         self.alphas = torch.tensor(1.0 - self._betas64, dtype=torch.float32)
         self._alphas_cumprod: Tensor
         self._use_alphas_cumprod(np.cumprod(1.0 - self._betas64))
-        self.init_noise_sigma: float | Tensor = 1.0
         self.num_inference_steps: int | None = None
 
     # ᾱ: users read it, move it to a device and, at times, replace it.
@@ -63,17 +76,31 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
 
     @alphas_cumprod.setter
     def alphas_cumprod(self, table: Tensor) -> None:
-        if table.shape == self._alphas_cumprod.shape and torch.equal(table.detach().cpu(), self._alphas_cumprod.cpu()):
-            self._alphas_cumprod = table  # the same on another device
-        else:
-            self._use_alphas_cumprod(table.detach().cpu().double().numpy())
-            self._alphas_cumprod = table
+        values = table.detach().cpu().double().numpy()
+        # Those that were read from here, perhaps moved to a device, are not to lose the digits that float32 has not.
+        if not np.array_equal(values, self._abar.astype(np.float32)):
+            self._use_alphas_cumprod(values)
+        self._alphas_cumprod = table
 
     def _use_alphas_cumprod(self, table: np.ndarray) -> None:
         self._abar = table
         self._alphas_cumprod = torch.tensor(table, dtype=torch.float32)
-        self._programs: dict[Any, Any] = {}
         self._tables: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._forget_programs()
+
+    # Programs are built when a step needs them, and forgotten when what they were made of changes.
+
+    @property
+    def _programs(self) -> dict[Any, Any]:
+        """Programs by whatever tells a class's apart, of the present config, tables and timesteps."""
+        config, programs = self._built
+        if config is not self.config:
+            self._forget_programs()
+            return self._built[1]
+        return programs
+
+    def _forget_programs(self) -> None:
+        self._built: tuple[Any, dict[Any, Any]] = (self.config, {})  # anew: a shallow copy keeps its own
 
     @property
     def prediction(self) -> str:
@@ -85,19 +112,27 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
             )
         return PREDICTIONS[self.config.prediction_type]
 
+    def _abar_at(self, timesteps: np.ndarray, before: float) -> np.ndarray:
+        """ᾱ at whole `timesteps` below T, float64; `before` at negative ones."""
+        return np.where(timesteps < 0, before, self._abar[np.maximum(timesteps, 0)])
+
     # Timesteps: what they are is known on the host, so that a step need not ask the device.
 
     def _set_timesteps(self, timesteps: np.ndarray, device: torch.device | str | None) -> None:
-        self.timesteps = torch.from_numpy(np.ascontiguousarray(timesteps)).to(device)
-        self._known = (self.timesteps, timesteps)
+        self.timesteps = torch.from_numpy(timesteps.copy()).to(device)
+        self._remember(timesteps)
+
+    def _remember(self, timesteps: np.ndarray) -> None:
+        self._known = (self.timesteps, _version(self.timesteps), timesteps)
+        self._forget_programs()
 
     def _host_timesteps(self) -> np.ndarray:
-        """The values of `timesteps`, read from the device only if somebody replaced the tensor."""
-        tensor, values = self._known
-        if tensor is not self.timesteps:
-            values = self.timesteps.cpu().numpy()
-            self._known = (self.timesteps, values)
-        return values
+        """The values of `timesteps`, read from the device only if somebody replaced the tensor or wrote to it."""
+        tensor, version, timesteps = self._known
+        if tensor is not self.timesteps or version != _version(tensor):
+            timesteps = self.timesteps.cpu().numpy().copy()
+            self._remember(timesteps)
+        return timesteps
 
     def _position(self, timestep: Tensor) -> int | None:
         """Which element of `timesteps` this tensor is, by where it lies in memory; None if it is none of them."""
@@ -113,7 +148,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
         if not isinstance(timestep, Tensor):
             return timestep
         position = self._position(timestep)
-        return timestep.item() if position is None else self._host_timesteps()[position].item()
+        if position is not None:
+            return self._host_timesteps()[position].item()
+        if timestep.numel() != 1:
+            raise ValueError(f"timestep is a tensor of shape {tuple(timestep.shape)}; it must be one number")
+        return timestep.item()
+
+    def _stride(self) -> int:
+        """How many of the process's timesteps one of num_inference_steps spans; ValueError before set_timesteps."""
+        if self.num_inference_steps is None:
+            raise ValueError("num_inference_steps is None; call set_timesteps before step")
+        return int(self.config.num_train_timesteps // self.num_inference_steps)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
@@ -124,11 +169,33 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
 
     # The step.
 
+    def _clip(self) -> tuple[float, float] | None:
+        """Of x0, for a program; dynamic thresholding takes its place."""
+        size = self.config.clip_sample_range
+        return (-size, size) if self.config.clip_sample and not self.config.get("thresholding") else None
+
     def _threshold(self) -> tuple[float, float] | None:
         """Of dynamic thresholding, for a program."""
         if not self.config.thresholding:
             return None
+        return self._dynamic()
+
+    def _dynamic(self) -> tuple[float, float]:
         return self.config.dynamic_thresholding_ratio, self.config.sample_max_value
+
+    def _threshold_sample(self, sample: Tensor) -> Tensor:
+        """x0 under dynamic thresholding alone (Saharia et al. 2022, arXiv 2205.11487, section 2.3), as steps do it."""
+        program = step_program({"a_x": [1.0], "c_0": [1.0]}, [0.0], threshold=self._dynamic())
+        x0 = solver_step(sample, sample, program, 0)
+        assert isinstance(x0, Tensor)
+        return x0
+
+    @staticmethod
+    def _promoted(sample: Tensor, model_output: Tensor) -> Tensor:
+        """`sample` in the dtype that arithmetic of both has in diffusers."""
+        if sample.dtype == model_output.dtype:
+            return sample
+        return sample.to(torch.promote_types(sample.dtype, model_output.dtype))
 
     def _advance(
         self,
@@ -156,22 +223,41 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
     # Training's side: x_t and v at timesteps of the process.
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε of original_samples' shape and dtype; tables in float64, arithmetic in float32.
+        """x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε, of both tensors' shape and promoted dtype; arithmetic in float32, float64 tables.
 
-        timesteps: integers (N,), or one for all. Raises ValueError for one outside [0, T) (on a GPU: NaN).
+        timesteps: integers (N,), or one for all. Raises ValueError for others, and for one outside [0, T) (on a GPU:
+        NaN).
         """
         return self._marginal(original_samples, noise, timesteps, 1)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v = √ᾱ_t·ε − √(1−ᾱ_t)·x0 (Salimans & Ho 2022, arXiv 2202.00512); arguments as `add_noise`'s."""
-        return self._marginal(noise, sample, timesteps, -1).to(sample.dtype)
+        return self._marginal(noise, sample, timesteps, -1)
 
     def _marginal(self, first: Tensor, second: Tensor, timesteps: Tensor, sign: int) -> Tensor:
+        """√ᾱ_t·first + sign·√(1−ᾱ_t)·second."""
+        if first.shape != second.shape:
+            first, second = torch.broadcast_tensors(first, second)
+        first = self._promoted(first, second)
         key = (first.device, sign)
         if key not in self._tables:
             tables = (np.sqrt(self._abar), sign * np.sqrt(1.0 - self._abar))
             self._tables[key] = tuple(torch.tensor(table, device=first.device) for table in tables)  # type: ignore[assignment]
-        t = timesteps.to(first.device, torch.int64).flatten().expand(len(first)).contiguous()
-        mixed = q_sample(first, t, *self._tables[key], noise=second)
+        mixed = q_sample(first, _indices(timesteps, first), *self._tables[key], noise=second)
         assert isinstance(mixed, Tensor)
         return mixed
+
+
+def _indices(timesteps: Tensor, like: Tensor) -> Tensor:
+    """Timesteps as int64 (N,) on like's device; ValueError for fractions and for another number of them."""
+    if timesteps.is_floating_point() or timesteps.numel() not in (1, len(like)):
+        raise ValueError(
+            f"timesteps are {timesteps.dtype} of shape {tuple(timesteps.shape)}; "
+            f"they must be integers, one for each of {len(like)} samples or one for all"
+        )
+    return timesteps.to(like.device, torch.int64).flatten().expand(len(like)).contiguous()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often somebody wrote to it; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -5,34 +5,52 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 SPACINGS = ("leading", "linspace", "trailing")
 
 
-def check_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
-    """ValueError unless a whole number of steps in [1, T] is asked for."""
-    whole = isinstance(num_inference_steps, int | np.integer) and not isinstance(num_inference_steps, bool)
-    if not whole or not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(
-            f"num_inference_steps is {num_inference_steps!r}; "
-            f"it must be an int in [1, {num_train_timesteps}], the steps that the model was trained with"
-        )
+def check_steps(num_inference_steps: int | None, num_train_timesteps: int) -> int:
+    """num_inference_steps itself; ValueError unless it is a whole number in [1, T]."""
+    number = num_inference_steps
+    if isinstance(number, int | np.integer) and not isinstance(number, bool) and 1 <= number <= num_train_timesteps:
+        return int(number)
+    raise ValueError(
+        f"num_inference_steps is {number!r}; "
+        f"it must be an int in [1, {num_train_timesteps}], the steps that the model was trained with"
+    )
 
 
-def spaced_timesteps(config: Any, num_inference_steps: int) -> np.ndarray:
+def spaced_timesteps(config: Any, num_inference_steps: int | None, spacings: tuple[str, ...] = SPACINGS) -> np.ndarray:
     """int64 (num_inference_steps,), falling, as config.timestep_spacing says.
 
     Raises ValueError for a number of steps outside [1, T] and for an unknown spacing.
     """
-    total = config.num_train_timesteps
-    check_steps(num_inference_steps, total)
-    match config.timestep_spacing:
-        case "linspace":
-            rising = np.linspace(0, total - 1, num_inference_steps).round()
-        case "leading":
-            rising = np.arange(num_inference_steps) * (total // num_inference_steps) + config.steps_offset
-        case "trailing":
-            return np.round(np.arange(total, 0, -total / num_inference_steps)).astype(np.int64) - 1
-        case other:
-            raise ValueError(f"timestep_spacing is {other!r}; it may be one of {', '.join(map(repr, SPACINGS))}")
-    return rising[::-1].astype(np.int64)
+    return fractional_timesteps(config, num_inference_steps, spacings=spacings).round().astype(np.int64)
+
+
+def fractional_timesteps(
+    config: Any, num_inference_steps: int | None, total: int | None = None, spacings: tuple[str, ...] = SPACINGS
+) -> np.ndarray:
+    """As `spaced_timesteps`, float64, but "linspace" goes in even steps. `total` is T; None: the config's."""
+    total, spacing = total or config.num_train_timesteps, config.timestep_spacing
+    number = check_steps(num_inference_steps, total)
+    if spacing not in spacings:
+        raise ValueError(f"timestep_spacing is {spacing!r}; it may be one of {', '.join(map(repr, spacings))}")
+    if spacing == "trailing":
+        return np.round(np.arange(total, 0, -total / number)) - 1
+    if spacing == "linspace":
+        return np.linspace(0, total - 1, number)[::-1]
+    return np.arange(number, dtype=np.float64)[::-1] * (total // number) + config.steps_offset
+
+
+def custom_timesteps(timesteps: Any, num_train_timesteps: int) -> np.ndarray:
+    """`timesteps`, a list, array or tensor of whole numbers falling within [0, T), as int64.
+
+    Raises ValueError for anything else.
+    """
+    given = np.asarray(timesteps.cpu() if isinstance(timesteps, Tensor) else timesteps)
+    whole = given.ndim == 1 and given.size > 0 and given.dtype.kind in "iuf" and (given == np.floor(given)).all()
+    if not whole or given[0] >= num_train_timesteps or given[-1] < 0 or (given[1:] >= given[:-1]).any():
+        raise ValueError(f"timesteps are {timesteps}; they must be whole numbers falling in [0, {num_train_timesteps})")
+    return given.astype(np.int64)
