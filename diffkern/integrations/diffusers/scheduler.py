@@ -40,7 +40,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
             cls.__module__ = __package__
         # Steps are looked up and built on the host: torch.compile goes around them.
         if "step" in vars(cls):
-            cls.step = torch.compiler.disable(cls.step)
+            setattr(cls, "step", torch.compiler.disable(vars(cls)["step"]))  # noqa: B010
 
     @classmethod
     def from_config(
