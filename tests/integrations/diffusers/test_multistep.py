@@ -26,7 +26,10 @@ from tests.integrations.diffusers.cases import (
 DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 BOTH = [DPM, UNIPC]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*algorithm_type.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*algorithm_type.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # in diffusers
+]
 
 SHARED = {
     "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2"],
@@ -97,7 +100,7 @@ def with_spacing(config):
 def configs(name):
     """Those of all pairs of options that diffusers can run; it cannot where a timestep is repeated."""
     found = []
-    for config in pairwise(OPTIONS[name]):
+    for config in pairwise(OPTIONS[name], seed=0) + pairwise(OPTIONS[name], seed=1):
         if makes_sense(name, config):
             options, steps = with_spacing(config)
             with warnings.catch_warnings():
@@ -172,6 +175,15 @@ def test_golden(name, case):
 @pytest.mark.parametrize(("name", "config"), [(name, config) for name in BOTH for config in configs(name)], ids=str)
 def test_every_option_as_diffusers(name, config):
     compare(name, *with_spacing(config))
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("largest", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("ratio", [0.0, 0.6, 0.995])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_thresholding(name, largest, ratio, prediction):
+    options = {"dynamic_thresholding_ratio": ratio, "sample_max_value": largest, "prediction_type": prediction}
+    compare(name, {"thresholding": True, "solver_order": 3, **options}, 6)
 
 
 @pytest.mark.parametrize("name", BOTH)
