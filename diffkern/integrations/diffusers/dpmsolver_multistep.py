@@ -173,12 +173,13 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
             else:
                 source = {"noise": variance_noise.to(x.device, torch.float32)}
         available = min(self.lower_order_nums, self.config.solver_order - 1)
-        if available not in self._programs:
-            self._programs[available] = self._program(available)
-        program = self._programs[available]
+        programs = self._programs
+        if available not in programs:
+            programs[available] = self._program(available)
+        program = programs[available]
         slots = self._remembered(program, row, x)
         x_next = self._advance(program, row, output, x, slots, **source)
-        self._remember(slots[row % len(slots)])
+        self._push(slots[row % len(slots)])
         self._step_index = row + 1
         if x_next.dtype != model_output.dtype and self._remembers_output():
             x_next = x_next.to(model_output.dtype)

@@ -176,16 +176,10 @@ class MultistepScheduler(SigmaScheduler):
             )
         return Transitions(a, s, alpha[1:], sigma[1:], np.arange(len(a), dtype=np.float64), *x0, *eps)
 
-    def _threshold(self) -> tuple[float, float] | None:
-        limits = super()._threshold()
-        # The quantile 0, the least value, which programs do not take.
-        return limits and (max(limits[0], float(np.finfo(np.float64).tiny)), limits[1])
-
-    def _threshold_sample(self, sample: Tensor) -> Tensor:
-        """Dynamic thresholding of x0 (N, C, …) (Saharia et al. 2022, arXiv 2205.11487, section 2.3)."""
-        ratio, largest = self.config.dynamic_thresholding_ratio, self.config.sample_max_value
-        program = step_program({"a_m": [1.0], "c_0": [1.0]}, [0.0], threshold=(max(ratio, 1e-300), largest))
-        return self._advance(program, 0, sample, sample)
+    def _dynamic(self) -> tuple[float, float]:
+        ratio, largest = super()._dynamic()
+        # diffusers' quantile 0 is the least value; a program's lies above 0, by as little as one likes.
+        return max(ratio, float(np.finfo(np.float64).tiny)), largest
 
     def convert_model_output(
         self, model_output: Tensor, *args: Any, sample: Tensor | None = None, **kwargs: Any
@@ -217,8 +211,7 @@ class MultistepScheduler(SigmaScheduler):
 
     def _operands(self, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """(x, m): both in the dtype of the arithmetic's result, m without channels of variance."""
-        if sample.dtype != model_output.dtype:
-            sample = sample.to(torch.promote_types(sample.dtype, model_output.dtype))
+        sample = self._promoted(sample, model_output)
         if model_output.dim() > 1 and sample.dim() > 1 and model_output.shape[1] > sample.shape[1] and self._learned():
             model_output = model_output[:, : sample.shape[1]]
         return sample, model_output
@@ -243,7 +236,7 @@ class MultistepScheduler(SigmaScheduler):
         slots[first + row % size] = empty_like_layout(x)
         return slots
 
-    def _remember(self, newest: Tensor) -> None:
+    def _push(self, newest: Tensor) -> None:
         outputs = self.model_outputs
         outputs[:-1] = outputs[1:]
         outputs[-1] = newest

@@ -177,10 +177,12 @@ class UniPCMultistepScheduler(MultistepScheduler):
         row = self._index(timestep)
         x, output = self._operands(model_output, sample)
         corrects = row > 0 and row - 1 not in self.disable_corrector and self.last_sample is not None
-        key = (min(self.lower_order_nums, self.config.solver_order), corrects)
-        if key not in self._programs:
-            self._programs[key] = self._program(*key)
-        program = self._programs[key]
+        available = min(self.lower_order_nums, self.config.solver_order)
+        key = (available, corrects, self.predict_x0, self.solver_p is None)
+        programs = self._programs
+        if key not in programs:
+            programs[key] = self._program(available, corrects)
+        program = programs[key]
         slots = self._remembered(program, row, x, RING)
         if corrects:
             assert self.last_sample is not None
@@ -189,7 +191,7 @@ class UniPCMultistepScheduler(MultistepScheduler):
         x_next = self._advance(program, row, output, x, slots)
         self.this_order = min(self._wanted_orders()[row].item(), self.lower_order_nums + 1)
         self.last_sample = slots[row % 2]
-        self._remember(slots[RING + row % (len(slots) - RING)])
+        self._push(slots[RING + row % (len(slots) - RING)])
         self.timestep_list = [*self.timestep_list[1:], timestep]
         if self.solver_p is not None:
             x_next = self.solver_p.step(model_output, timestep, x_next).prev_sample
