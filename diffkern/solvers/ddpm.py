@@ -6,7 +6,7 @@ import numpy as np
 
 from diffkern.process import GaussianProcess
 from diffkern.solvers.program import StepProgram, step_program
-from diffkern.solvers.transitions import Transitions, transitions
+from diffkern.solvers.transitions import transitions
 
 Clip = tuple[float, float] | None
 
@@ -48,15 +48,3 @@ def ddpm(
     return step_program(
         named, process.timestep_map[::-1], variance=process.channel_variance, clip=clip, threshold=threshold
     )
-
-
-def posterior(steps: Transitions) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(c_0, c_x, β̃, β), float64 (R,), of steps in which x = α·x0 + σ·ε has σ² = 1 − α² before and after.
-
-    β = 1 − α²/α'² is the variance of the step as one of the forward process, N(c_0·x0 + c_x·x, β̃·I) its posterior
-    (Ho et al. 2020, eq. 7).
-    """
-    ratio = steps.alpha / steps.alpha_next
-    beta = 1.0 - ratio**2
-    noise, noise_next = steps.sigma**2, steps.sigma_next**2
-    return steps.alpha_next * beta / noise, ratio * noise_next / noise, noise_next / noise * beta, beta

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from diffkern.integrations.diffusers.outputs import SchedulerOutput
@@ -14,7 +15,6 @@ from diffkern.integrations.diffusers.steps import SingleSteps, single_steps
 from diffkern.integrations.draws import Generators
 from diffkern.ops._layout import empty_like_layout
 from diffkern.solvers import StepProgram, Transitions, step_program
-from diffkern.solvers.ddpm import posterior
 
 LEARNED = ("learned", "learned_range")
 LARGE = ("fixed_large", "fixed_large_log")
@@ -31,7 +31,9 @@ class DDPMScheduler(Scheduler):
     between log β̃ and log β that they say. (diffusers gives NaN for "fixed_large_log" and takes the channels of
     "learned" as the variance itself, NaN where they are negative.)
 
-    Steps are computed in float32 from float64 tables whatever the sample's dtype.
+    A step's coefficients are reckoned in the dtype of `alphas_cumprod`, float32 unless it is replaced, as diffusers
+    does: β of a single step, 1 − ᾱ_t/ᾱ_{t−1}, is good to 3e-4 there, and the images of a thousand steps to 5e-5. The
+    step itself is float32 whatever the sample's dtype.
     """
 
     beta_schedules = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
@@ -148,8 +150,17 @@ class DDPMScheduler(Scheduler):
             )
         return self._programs[key]
 
+    def _posterior(self, abar: ArrayLike, abar_next: ArrayLike) -> tuple[np.ndarray, ...]:
+        """Weights of x0 and x in the posterior's mean, β̃, β (Ho et al. 2020, arXiv 2006.11239, eq. 7), float64."""
+        dtype = torch.float64 if self._alphas_cumprod.dtype == torch.float64 else torch.float32
+        at, to = (torch.as_tensor(level, dtype=dtype) for level in (abar, abar_next))
+        ratio = at / to
+        beta = 1 - ratio
+        terms = to.sqrt() * beta / (1 - at), ratio.sqrt() * (1 - to) / (1 - at), (1 - to) / (1 - at) * beta, beta
+        return tuple(term.double().numpy() for term in terms)
+
     def _program(self, steps: Transitions) -> StepProgram:
-        c_0, c_x, small, large = posterior(steps)
+        c_0, c_x, small, large = self._posterior(steps.alpha**2, steps.alpha_next**2)
         small, large = np.maximum(small, LEAST_VARIANCE), np.maximum(large, LEAST_VARIANCE)
         named = {**steps.x0_columns(), "c_0": c_0, "c_x": c_x}
         if self.variance_type in LEARNED:
@@ -184,8 +195,8 @@ class DDPMScheduler(Scheduler):
             return predicted_variance
         ends = np.array([int(self._value(t)), int(self.previous_timestep(t))])
         abar, abar_prev = self._abar_at(ends, before=1.0)
-        beta = 1.0 - abar / abar_prev
-        small = max((1.0 - abar_prev) / (1.0 - abar) * beta, LEAST_VARIANCE)
+        _, _, posterior_variance, beta = self._posterior(abar, abar_prev)
+        small = max(float(posterior_variance), LEAST_VARIANCE)
         if kind == "learned_range":
             if predicted_variance is None:
                 raise ValueError("predicted_variance is None; variance_type 'learned_range' needs the network's")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffkern.integrations.diffusers.sigmas import SigmaScheduler
 from diffkern.integrations.diffusers.spacing import SPACINGS, check_steps
-from diffkern.integrations.diffusers.tables import single_alphas_cumprod
 from diffkern.ops._layout import empty_like_layout
 from diffkern.solvers import StepProgram, Transitions, step_program
 from diffkern.solvers.dpm_multistep import newest_columns
@@ -35,7 +34,6 @@ class MultistepScheduler(SigmaScheduler):
         if self.config.rescale_betas_zero_snr:
             # σ̂ is not to be infinite where ᾱ is 0: diffusers takes the least number that float16 has.
             self._use_alphas_cumprod(np.append(self._abar[:-1], 2.0**-24))
-        self._first_abar = self._abar
         self.alpha_t = torch.sqrt(self.alphas_cumprod)
         self.sigma_t = torch.sqrt(1 - self.alphas_cumprod)
         self.lambda_t = torch.log(self.alpha_t) - torch.log(self.sigma_t)
@@ -87,10 +85,9 @@ class MultistepScheduler(SigmaScheduler):
     def _spaced_timesteps(self, spacing: str, n: int, rounded: bool) -> np.ndarray:
         """int64 (n,), the timesteps of the levels; those between two are cut off to whole ones unless rounded.
 
-        Found as diffusers finds them, in its float32 tables: in better ones a whole number is cut off elsewhere.
+        Found as diffusers finds them, in float32: in better tables a whole number is cut off elsewhere.
         """
-        abar = self._abar if self._abar is not self._first_abar else single_alphas_cumprod(self.config)
-        single = torch.as_tensor(abar, dtype=torch.float32)
+        single = torch.as_tensor(self._abar, dtype=torch.float32)
         table = (((1 - single) / single) ** 0.5).numpy()
         levels = self._spaced_levels(spacing, table, n)
         timesteps = self._sigma_to_t(levels, np.log(table))

@@ -63,26 +63,26 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
     def _set_up(self, noise: str) -> None:
         """To be called by every constructor, once the config is registered."""
         self.noise = check_noise(noise)
-        self._betas64 = make_betas(self.config, self.beta_schedules)
-        self.betas = torch.tensor(self._betas64, dtype=torch.float32)
-        self.alphas = torch.tensor(1.0 - self._betas64, dtype=torch.float32)
+        self.betas = make_betas(self.config, self.beta_schedules)
+        self.alphas = 1.0 - self.betas
         self._alphas_cumprod: Tensor
-        self._use_alphas_cumprod(np.cumprod(1.0 - self._betas64))
+        self._use_alphas_cumprod(torch.cumprod(self.alphas, 0).double().numpy())
         self.num_inference_steps: int | None = None
 
     # ᾱ: users read it, move it to a device and, at times, replace it.
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """ᾱ, float32 (T,). A new one replaces the table that all steps come from."""
+        """ᾱ (T,), float32 as diffusers has it. A new one, of any dtype, replaces the table that all steps come from."""
         return self._alphas_cumprod
 
     @alphas_cumprod.setter
     def alphas_cumprod(self, table: Tensor) -> None:
         values = table.detach().cpu().double().numpy()
-        # Those that were read from here, perhaps moved to a device, are not to lose the digits that float32 has not.
-        if not np.array_equal(values, self._abar.astype(np.float32)):
+        if not np.array_equal(values, self._abar):  # not those that were read from here and moved to a device
             self._use_alphas_cumprod(values)
+        if table.dtype != self._alphas_cumprod.dtype:
+            self._forget_programs()
         self._alphas_cumprod = table
 
     def _use_alphas_cumprod(self, table: np.ndarray) -> None:

@@ -59,9 +59,9 @@ class SigmaScheduler(Scheduler):
         self._step_index = self._begin_index = None
 
     def _sigma_table(self) -> np.ndarray:
-        """σ̂ of every timestep of the process, float64 (T,), rising; ∞ where ᾱ is 0."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.sqrt((1.0 - self._abar) / self._abar)
+        """σ̂ of every timestep of the process, float64 (T,), rising; ∞ where ᾱ is 0. Reckoned in the dtype of ᾱ."""
+        abar = torch.as_tensor(self._abar, dtype=self.alphas_cumprod.dtype)
+        return (((1 - abar) / abar) ** 0.5).double().numpy()
 
     # Spacings.
 

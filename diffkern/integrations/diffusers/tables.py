@@ -1,4 +1,7 @@
-"""β and ᾱ of diffusers' configurations, float64: diffusers' own are float32, good to 1e-5 at small t."""
+"""β of diffusers' configurations, rounded to float32 on the way as diffusers rounds them.
+
+A drop-in gives the same images, and these tables' last digits are in them: after a thousand steps of DDPM to 5e-5.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,19 @@ from diffkern.process import betas_for_alpha_bar
 COSINE = "squaredcos_cap_v2"
 
 
-def make_betas(config: Any, schedules: tuple[str, ...]) -> np.ndarray:
-    """β (T,) of a scheduler's config, whose class knows `schedules`; any numbers, as diffusers allows (β of 2 too).
+def make_betas(config: Any, schedules: tuple[str, ...]) -> Tensor:
+    """β, float32 (T,), of a scheduler's config, whose class knows `schedules`. It may leave [0, 1], as in diffusers.
 
     Raises NotImplementedError, as diffusers does, for another beta_schedule.
     """
-    num_timesteps = config.num_train_timesteps
     if config.trained_betas is not None:
-        betas = np.array(config.trained_betas, dtype=np.float64)
-        if betas.ndim != 1 or betas.size == 0:
-            raise ValueError(f"trained_betas have shape {betas.shape}; they must be 1-D and not empty")
+        betas = torch.as_tensor(np.array(config.trained_betas), dtype=torch.float32)
+        if betas.dim() != 1 or not betas.numel():
+            raise ValueError(f"trained_betas have shape {tuple(betas.shape)}; they must be 1-D and not empty")
     elif config.beta_schedule not in schedules:
         raise NotImplementedError(f"beta_schedule is {config.beta_schedule!r}; it may be one of {', '.join(schedules)}")
     else:
-        betas = _SCHEDULES[config.beta_schedule](num_timesteps, config.beta_start, config.beta_end)
+        betas = _SCHEDULES[config.beta_schedule](config.num_train_timesteps, config.beta_start, config.beta_end)
     return zero_terminal_snr(betas) if getattr(config, "rescale_betas_zero_snr", False) else betas
 
 
@@ -57,27 +59,24 @@ class EndLevel:
         scheduler._forget_programs()
 
 
-def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+def zero_terminal_snr(betas: Tensor) -> Tensor:
     """β with √ᾱ shifted and scaled so that the last ᾱ is 0 (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
-    root = np.sqrt(np.cumprod(1.0 - betas))
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    root = torch.cumprod(1.0 - betas, 0).sqrt()
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     abar = root**2
-    return 1.0 - np.append(abar[0], abar[1:] / abar[:-1])
+    return 1.0 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
 
 
-def _cosine(num_timesteps: int, start: float, end: float) -> np.ndarray:
-    return betas_for_alpha_bar(num_timesteps, lambda u: float(np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2))
+def _of_alpha_bar(alpha_bar: Callable[[float], float]) -> Callable[[int, float, float], Tensor]:
+    """A schedule that begin and end do not change."""
+
+    def betas(num_timesteps: int, start: float, end: float) -> Tensor:
+        return torch.tensor(betas_for_alpha_bar(num_timesteps, alpha_bar), dtype=torch.float32)
+
+    return betas
 
 
-def _exp(num_timesteps: int, start: float, end: float) -> np.ndarray:
-    return betas_for_alpha_bar(num_timesteps, lambda u: float(np.exp(-12.0 * u)))
-
-
-def _sigmoid(num_timesteps: int, start: float, end: float) -> np.ndarray:
-    return start + (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps)))
-
-
-def _laplace(num_timesteps: int, start: float, end: float) -> np.ndarray:
+def _laplace(num_timesteps: int, start: float, end: float) -> Tensor:
     """ᾱ(u) with a Laplace-distributed log-SNR (Hang & Gu 2024, arXiv 2407.03297), as diffusers reads it."""
 
     def alpha_bar(u: float) -> float:
@@ -85,37 +84,14 @@ def _laplace(num_timesteps: int, start: float, end: float) -> np.ndarray:
         return float(np.sqrt(1.0 / (1.0 + np.exp(-log_snr))))
 
     at = np.array([alpha_bar(t / num_timesteps) for t in range(num_timesteps + 1)])
-    return np.minimum(1.0 - at[1:] / at[:-1], 0.999)
+    return torch.tensor(np.minimum(1.0 - at[1:] / at[:-1], 0.999), dtype=torch.float32)
 
 
-_SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
-    "linear": lambda n, start, end: np.linspace(start, end, n),
-    "scaled_linear": lambda n, start, end: np.linspace(start**0.5, end**0.5, n) ** 2,
-    COSINE: _cosine,
-    "exp": _exp,
-    "sigmoid": _sigmoid,
+_SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
+    "linear": lambda n, start, end: torch.linspace(start, end, n, dtype=torch.float32),
+    "scaled_linear": lambda n, start, end: torch.linspace(start**0.5, end**0.5, n, dtype=torch.float32) ** 2,
+    COSINE: _of_alpha_bar(lambda u: float(np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2)),
+    "exp": _of_alpha_bar(lambda u: float(np.exp(-12.0 * u))),
+    "sigmoid": lambda n, start, end: torch.linspace(-6, 6, n).sigmoid() * (end - start) + start,
     "laplace": _laplace,
 }
-
-
-def single_alphas_cumprod(config: Any) -> Tensor:
-    """ᾱ, float32 (T,), rounded as diffusers rounds it on the way: for decisions that hang on its last digit.
-
-    With zero terminal SNR the last is 2^−24, as in the schedulers that divide by it.
-    """
-    steps, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
-    if config.trained_betas is not None:
-        betas = torch.tensor(config.trained_betas, dtype=torch.float32)
-    elif config.beta_schedule == "linear":
-        betas = torch.linspace(start, end, steps)
-    elif config.beta_schedule == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, steps) ** 2
-    else:
-        betas = torch.tensor(_SCHEDULES[config.beta_schedule](steps, start, end), dtype=torch.float32)
-    abar = torch.cumprod(1 - betas, 0)
-    if not config.rescale_betas_zero_snr:
-        return abar
-    root = abar.sqrt()
-    abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-    betas = 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
-    return torch.cat([torch.cumprod(1 - betas, 0)[:-1], abar.new_tensor([2.0**-24])])

@@ -95,14 +95,15 @@ def check_golden(cls: type, case: dict[str, Any], tolerance: float, x0_tolerance
 
 
 def pair(name: str, config: dict[str, Any] | None = None, **extra: Any) -> tuple[Any, Any]:
-    """(diffusers' scheduler, ours) of one config; theirs with the tables that its float32 ones round, in float64.
+    """(diffusers' scheduler, ours) of one config; both reckon with their tables, which are the same, in float64.
 
     `extra` (`noise`) goes to ours alone.
     """
     theirs, mine = getattr(diffusers, name)(**(config or {})), getattr(ours, name)(**(config or {}), **extra)
-    np.testing.assert_allclose(theirs.alphas_cumprod, mine._abar, rtol=3e-4, atol=1e-6)
+    for table in ("betas", "alphas", "alphas_cumprod"):
+        torch.testing.assert_close(getattr(mine, table), getattr(theirs, table), rtol=0, atol=0, equal_nan=True)
     first, single = theirs.alphas_cumprod[0], torch.tensor(1.0, dtype=torch.float64)
-    theirs.alphas_cumprod = torch.tensor(mine._abar)
+    theirs.alphas_cumprod, mine.alphas_cumprod = (torch.tensor(mine._abar) for _ in range(2))
     for end in ("final_alpha_cumprod", "initial_alpha_cumprod"):
         if hasattr(theirs, end):
             setattr(theirs, end, theirs.alphas_cumprod[0] if getattr(theirs, end) == first else single)

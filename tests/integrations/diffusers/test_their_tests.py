@@ -28,16 +28,6 @@ FILES = {
     "UniPCMultistepScheduler": "test_scheduler_unipc",
 }
 
-# Tests that hold an error of diffusers' own, by class.
-THEIR_ERRORS = {
-    # β_1 and the weights of the step from t = 1 are good to 3e-4 in float32: the test holds a sum of 387.9466 ± 0.01,
-    # diffusers' class run in float64 gives 387.9673, and so does ours.
-    "DDPMScheduler": {"test_full_loop_with_noise"},
-    # The same: 57062.93 and 75074.89 ± 0.01 are held, diffusers' classes run in float64 give 57062.857 and 75074.865.
-    "EulerDiscreteScheduler": {"test_full_loop_with_noise"},
-    "HeunDiscreteScheduler": {"test_full_loop_with_noise"},
-}
-
 pytestmark = pytest.mark.skipif(not FOLDER, reason="DIFFKERN_DIFFUSERS_TESTS names no checkout's tests")
 
 
@@ -58,7 +48,7 @@ def their_tests():
 def test_their_tests_pass_with_our_class(name):
     """Those that pass with diffusers' own: some need libraries that may be missing."""
     problems = run(name, getattr(pytest.importorskip("diffusers"), name))
-    excused = {test.split(".")[-1] for test in problems} | THEIR_ERRORS.get(name, set())
+    excused = {test.split(".")[-1] for test in problems}
     ours = importlib.import_module("diffkern.integrations.diffusers")
     for test, trace in run(name, getattr(ours, name)).items():
         assert test.split(".")[-1] in excused, f"{test}\n{trace}"
