@@ -57,9 +57,10 @@ static void run(const DynamicThresholdArgs& args) {
         for (int64_t sample = task; sample < samples; sample += args.num_tasks) {
             write_magnitudes<Real, Access>(args, sample, magnitudes);
             const Neighbours<Real> found = OrderStatistics<Real>(magnitudes, size).at(low);
-            const double s = quantile(found.lower, found.upper, position - static_cast<double>(low));
-            // Written so that a NaN passes through both comparisons.
-            args.threshold[sample] = s < 1 ? 1 : s > args.largest ? args.largest : s;
+            double s = quantile(found.lower, found.upper, position - static_cast<double>(low));
+            // Written so that a NaN passes through both comparisons. Below 1, `largest` comes before the 1.
+            if (s < 1) s = 1;
+            args.threshold[sample] = s > args.largest ? args.largest : s;
         }
     };
     parallel_for(args.num_tasks, args.num_tasks, body);

@@ -101,6 +101,8 @@ def test_it_lies_between_one_and_the_largest(backend):
     s = dynamic_threshold(x, output * 0, thresholded(0.9, 1.5), 0)
     assert s[0] == 1
     assert s[2] == 1.5
+    # diffusers allows a largest value below 1, which then comes first, as in torch.clamp.
+    assert dynamic_threshold(x, output * 0, thresholded(0.9, 0.5), 0).tolist() == [0.5] * 3
     assert dynamic_threshold(torch.empty(2, 0, 3), torch.empty(2, 0, 3), thresholded(0.9), 0).tolist() == [1, 1]
     assert dynamic_threshold(torch.empty(0, 2), torch.empty(0, 2), thresholded(0.9), 0).shape == (0,)
 

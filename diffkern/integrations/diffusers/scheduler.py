@@ -46,6 +46,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
         # A saved pipeline names the module of its scheduler, and looks for diffusers' SchedulerMixin there too.
         if cls.__module__.startswith(f"{__package__}."):
             cls.__module__ = __package__
+        # Steps are looked up and built on the host: torch.compile goes around them.
+        if "step" in vars(cls):
+            setattr(cls, "step", torch.compiler.disable(vars(cls)["step"]))  # noqa: B010
 
     @classmethod
     def from_config(

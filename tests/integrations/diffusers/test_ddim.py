@@ -114,7 +114,7 @@ def test_bad_input():
     for t in (-1, 1000, 3.5, float("nan"), torch.tensor(3.5)):
         with pytest.raises(ValueError, match="timestep is"):
             scheduler.step(x, t, x)
-    with pytest.raises(ValueError, match="eta is 1.5"):
+    with pytest.raises(ValueError, match=r"eta is 1\.5"):
         scheduler.step(x, 5, x, eta=1.5)
     with pytest.raises(ValueError, match="model_output"):
         scheduler.step(x[:, :2], 5, x)
