@@ -12,6 +12,7 @@ import tyro
 from diffkern.cli.images import save_grid, to_uint8
 from diffkern.models import UNet, atomic_write, load_model
 from diffkern.sampling import Sampler
+from diffkern.solvers import SOLVERS
 from diffkern.training import find_checkpoint
 from diffkern.training.checkpoint import EMA, MODEL, read_process
 
@@ -31,13 +32,35 @@ class SampleCommand:
     """How many images."""
     labels: tuple[int, ...] = ()
     """Classes, taken in turn; by default all of them."""
-    solver: Literal["ddim", "ddpm", "dpmpp_2m"] = "ddim"
+    solver: Annotated[str, tyro.conf.arg(metavar="|".join(SOLVERS))] = "ddim"
     """ddpm is the full ancestral sampler if --steps is the process's own number; dpmpp_2m, DPM-Solver++(2M), is of
-    second order and made for few steps."""
+    second order and made for few steps. docs/solvers.md has them all."""
     steps: int = 50
-    """Network evaluations per image."""
+    """Steps of the process; most solvers evaluate the network once in each."""
+    spacing: Literal["respaced", "leading", "trailing", "linspace"] = "respaced"
+    """Which of the process's timesteps they are."""
+    steps_offset: int = 0
+    """Added to every timestep of --spacing leading."""
+    sigmas: Literal["linear", "karras", "exponential", "polyexponential", "beta", "lu"] | None = None
+    """Space the levels of noise by this formula instead, between timesteps too."""
     guidance: float | None = None
     """Weight of classifier-free guidance; 1 is the plain conditional network."""
+    guidance_rescale: float | None = None
+    """From 0 to 1, how far guidance keeps the standard deviation of the conditional network's output."""
+    threshold: tuple[float, float] | None = None
+    """Dynamic thresholding instead of clipping: the quantile of |x0|, such as 0.995, and its upper bound."""
+    eta: float | None = None
+    """Noise of ddim and euler_ancestral, from 0 to 1."""
+    order: int | None = None
+    """Of lms, deis and unipc."""
+    s_churn: float | None = None
+    """Noise that euler and heun add before their steps."""
+    s_min: float | None = None
+    """The least level of noise, sigma/alpha, at which --s-churn adds any."""
+    s_max: float | None = None
+    """The largest such level."""
+    s_noise: float | None = None
+    """What the noise of --s-churn and of euler_ancestral is multiplied with."""
     seed: int = 0
     """Image i of a seed is the same in every batch."""
     batch_size: int | None = None
@@ -57,8 +80,21 @@ def run(arguments: list[str]) -> None:
     if command.guidance not in (None, 1) and not model.config.null_label:
         raise ValueError(f"--guidance {command.guidance}: this network was trained without label dropout")
     labels = _labels(command, model)
+    options = {name: getattr(command, name) for name in ("order", "s_churn", "s_min", "s_max", "s_noise")}
     sampler = Sampler(
-        model, process, shape, solver=command.solver, steps=command.steps, guidance_scale=command.guidance
+        model,
+        process,
+        shape,
+        solver=command.solver,
+        steps=command.steps,
+        spacing=command.spacing,
+        steps_offset=command.steps_offset,
+        sigmas=command.sigmas,
+        guidance_scale=command.guidance,
+        guidance_rescale=command.guidance_rescale,
+        threshold=command.threshold,
+        eta=command.eta,
+        **{name: value for name, value in options.items() if value is not None},
     )
     images = sampler.sample(command.n, seed=command.seed, labels=labels, batch_size=command.batch_size, progress=True)
     _write(command, to_uint8(images), labels)

@@ -22,7 +22,7 @@ _FOLLOW_DATA = ("in_channels", "num_classes", "null_label")
 class ProcessConfig:
     """The diffusion process."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "laplace", "exp"] = "linear"
     """Of the betas."""
     num_timesteps: int = 1000
     """How many steps of noise."""

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffkern.ops._torch_draws import normal_like
+from diffkern.ops import philox_normal
+from diffkern.ops._torch_draws import normal_like, skip_normal_like
 
 NOISE = ("torch", "philox")
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -49,6 +50,24 @@ def randn_like(like: Tensor, generator: Generators = None) -> Tensor:
     if generator.device.type != like.device.type:
         raise ValueError(f"generator is on {generator.device}; it must be on the CPU or on {like.device}")
     return normal_like(like, generator)
+
+
+def skip_randn_like(like: Tensor) -> None:
+    """Leaves torch's default generator of like's device as `randn_like(like)` would: for a draw nobody looks at."""
+    if like.device.type == "cpu":
+        skip_normal_like(like, torch.default_generator)
+    else:
+        torch.randn_like(like)
+
+
+def first_noise(noise: str, shape: Sequence[int], device: torch.device) -> Tensor:
+    """x_T: unit normals of `shape`, float32 and contiguous, from torch's default generator of the device.
+
+    As `torch.randn(shape)` draws them, or with noise="philox" from a counter whose key is drawn.
+    """
+    if noise == "torch":
+        return randn_like(torch.empty(tuple(shape), dtype=torch.float32, device=device))
+    return philox_normal(shape, _draw_bits(None, 63).to(device), stream=1, device=device)
 
 
 def noise_source(noise: str, like: Tensor, generator: Generators = None) -> dict[str, Any]:

@@ -17,8 +17,11 @@ def check_values(name: str, index: Tensor, size: int) -> None:
     """
     if index.device.type != "cpu" and os.environ.get("DIFFKERN_DEBUG") != "1":
         return
-    valid = (index >= 0) & (index < size)
-    if not bool(valid.all()):
+    if index.numel() == 0:
+        return
+    low, high = torch.aminmax(index)
+    if int(low) < 0 or int(high) >= size:
+        valid = (index >= 0) & (index < size)
         position = int((~valid).reshape(-1).nonzero()[0, 0])
         value = int(index.reshape(-1)[position])
         raise ValueError(f"{name} must lie in [0, {size}), got {value} at position {position}")

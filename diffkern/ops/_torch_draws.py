@@ -43,6 +43,20 @@ def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
     return out
 
 
+def skip_normal_like(like: Tensor, generator: torch.Generator) -> None:
+    """Leaves `generator` as `normal_like(like, generator)` would, without the numbers where they can be passed over."""
+    out = torch.empty_like(like, requires_grad=False)
+    if out.numel() < _BLOCK or not _divisible(out, generator):
+        out.normal_(generator=generator)
+        return
+    with _DRAWING:
+        state = generator.get_state()
+        # The last sixteen are drawn anew where the size is no multiple of it.
+        drawn = out.numel() + (_BLOCK if out.numel() % _BLOCK else 0)
+        backends.native_module().advance_torch_generator(state.data_ptr(), drawn)
+        generator.set_state(state)
+
+
 def _divisible(out: Tensor, generator: torch.Generator) -> bool:
     return (
         type(out) is Tensor

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from diffkern.process.schedules import check_betas
-from diffkern.process.spacing import respaced_betas, space_timesteps
+from diffkern.process.spacing import Steps, check_rising, pick_timesteps, respaced_betas
 
 if TYPE_CHECKING:
     import torch
@@ -163,15 +162,11 @@ class GaussianProcess:
         p, q = self.conversion(source, target)
         return self._at(p, t, x_t) * x_t + self._at(q, t, x_t) * value
 
-    def spaced(self, steps: int | str | Iterable[int] | None) -> list[int]:
-        """The timesteps in [0, T) that `steps` picks, rising: all for None, else those of :func:`space_timesteps`."""
-        if steps is None:
-            return list(range(self.num_timesteps))
-        if isinstance(steps, int) and not 1 <= steps <= self.num_timesteps:
-            raise ValueError(f"steps is {steps}; it must be in [1, {self.num_timesteps}], the steps of the process")
-        return space_timesteps(self.num_timesteps, steps)
+    def spaced(self, steps: Steps | None, spacing: str = "respaced", steps_offset: int = 0) -> list[int]:
+        """The timesteps in [0, T) that `steps` picks, rising: all for None, else those of `space_timesteps`."""
+        return pick_timesteps(self.num_timesteps, steps, spacing, steps_offset)
 
-    def respace(self, steps: int | str | Iterable[int] | None) -> GaussianProcess:
+    def respace(self, steps: Steps | None) -> GaussianProcess:
         """The process of fewer steps: an int S (evenly spaced), section counts, "ddimN", or None for all of them."""
         return self.keep(self.spaced(steps))
 
@@ -180,11 +175,7 @@ class GaussianProcess:
 
         Its `timestep_map` says which of the original process's timesteps they are.
         """
-        kept = np.asarray(timesteps)
-        if kept.ndim != 1 or kept.size == 0 or kept.dtype.kind not in "iu":
-            raise ValueError(f"timesteps are {kept.dtype} of shape {kept.shape}; they must be integers, 1-D, not empty")
-        if kept[0] < 0 or kept[-1] >= self.num_timesteps or (np.diff(kept) < 1).any():
-            raise ValueError(f"timesteps must rise within [0, {self.num_timesteps}); they are {kept.tolist()}")
+        kept = check_rising(timesteps, self.num_timesteps)
         if kept.size == self.num_timesteps:
             return self
         return GaussianProcess(

@@ -54,8 +54,8 @@ def evaluating(model: Model) -> Iterator[None]:
 class Network:
     """One batch's model calls: `network(x, row)` is the model's output at a row of the program.
 
-    `times` is int64 (R,) on x's device, `labels` int64 (N,) or None. With `null_label` the model is called once on
-    the doubled batch [uncond; cond] and returns 2N outputs. Nothing here waits for the device.
+    `times` is int64 or float32 (R,) on x's device, `labels` int64 (N,) or None. With `null_label` the model is called
+    once on the doubled batch [uncond; cond] and returns 2N outputs. Nothing here waits for the device.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,31 +13,40 @@ from torch import Tensor
 
 from diffkern import solvers
 from diffkern.ops import philox_normal, q_sample
-from diffkern.process import GaussianProcess
+from diffkern.process.spacing import Steps
 from diffkern.sampling import eager
-from diffkern.sampling.network import Model, Network, evaluating, placement
+from diffkern.sampling.arguments import Labels, check_images, check_labels, check_timestep
+from diffkern.sampling.network import Model, Network, Placement, evaluating, placement
 from diffkern.solvers import StepProgram
+from diffkern.solvers.transitions import Process
 
 X_T_STREAM = 1  # of the noise source; the solver's own noise is `solver_step`'s default, stream 2
 
-Labels = Tensor | Sequence[int]
 Start = tuple[Tensor, int]
+Pair = tuple[float, float]
 
 
 class Sampler:
     """Draws images of `shape` (C, H, W) from `model` by running `process` backwards.
 
-    `model(x, t)`, or `model(x, t, y)` with labels, takes x (N, C, H, W), t int64 (N,) in the timesteps of the
-    original process, y int64 (N,), and returns (N, C, H, W), or 2C channels where the process learns its variance. It
-    is called in eval mode without gradients; x has the dtype of its weights, and its memory format.
+    `model(x, t)`, or `model(x, t, y)` with labels, takes x (N, C, H, W), t (N,) in the timesteps of the original
+    process (int64, or float32 where any of the run's is fractional), y int64 (N,), and returns (N, C, H, W), or 2C
+    channels where the process learns its variance. It is called in eval mode without gradients; x has the dtype of its
+    weights, and its memory format.
 
-    - `solver`: "ddpm", "ddim" or "dpmpp_2m" (DPM-Solver++(2M)); `steps`: how many of the process's T steps are made,
-      an int, "ddimN" or sections (`process.space_timesteps`), None for all; `eta` in [0, 1]: DDIM's noise; `clip`: the
-      range that x0 is held in, or None.
+    - `solver`: one of `solvers.SOLVERS`; `eta` and further keywords are its options (docs/solvers.md), such as `order`.
+    - `steps`: how many of the process's T steps are made, an int, "ddimN" or sections, None for all; `spacing`:
+      "respaced", "leading" (with `steps_offset`), "trailing" or "linspace" (`process.space_timesteps`). `sigmas` spaces
+      σ/α instead: "linear", "karras", "exponential", "polyexponential", "beta" or "lu" (`process.space_sigmas`).
+    - `clip`: the range that x0 is held in, or None; `threshold`: (ratio, max) of dynamic thresholding in its place.
     - `guidance_scale` w: classifier-free guidance, u + w·(c − u) of the outputs without and with the label (Ho &
       Salimans 2022, arXiv 2207.12598, with w there one less). It doubles the model's batch, [uncond; cond]; 1 is the
       plain conditional output and does not. `null_label` is the label that means none: `model.num_classes` unless
-      it is given.
+      it is given. `guidance_rescale` φ in [0, 1] takes the result's standard deviation back towards that of the
+      conditional output (Lin et al. 2023, arXiv 2305.08891, eqs. 15 and 16).
+    - `cond_fn(x, t)`, or `cond_fn(x, t, y)` with labels: classifier guidance, the gradient at x of log p(y | x), times
+      whatever scale, in x's shape (Dhariwal & Nichol 2021, arXiv 2105.05233), for solvers that take it. x is float32
+      (N, C, H, W), t as the model has it. It is called without gradients: `torch.enable_grad()` is its own business.
     - `engine`: "eager".
 
     All noise is a function of the seed and the image's number: image i of a seed is the same whatever `n` and
@@ -48,16 +58,23 @@ class Sampler:
     def __init__(
         self,
         model: Model,
-        process: GaussianProcess,
+        process: Process,
         shape: Sequence[int],
         *,
         solver: str = "ddim",
-        steps: int | str | Iterable[int] | None = 50,
+        steps: Steps | None = 50,
+        spacing: str = "respaced",
+        steps_offset: int = 0,
+        sigmas: str | None = None,
         guidance_scale: float | None = None,
-        clip: tuple[float, float] | None = (-1.0, 1.0),
+        guidance_rescale: float | None = None,
+        cond_fn: Callable[..., Tensor] | None = None,
+        clip: Pair | None = (-1.0, 1.0),
+        threshold: Pair | None = None,
         engine: str = "eager",
-        eta: float = 0.0,
+        eta: float | None = None,
         null_label: int | None = None,
+        **options: Any,
     ) -> None:
         if len(shape) != 3 or any(size < 0 for size in shape):
             raise ValueError(f"shape is {tuple(shape)}; it must be (C, H, W)")
@@ -69,6 +86,12 @@ class Sampler:
         self.process = process
         self.shape = tuple(int(size) for size in shape)
         self.guidance_scale = None if guidance_scale == 1 else guidance_scale
+        if guidance_rescale is not None and not 0 <= guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale is {guidance_rescale}; it must be in [0, 1], or None")
+        if guidance_rescale and guidance_scale is None:
+            raise ValueError(f"guidance_rescale is {guidance_rescale}; it needs a guidance_scale")
+        self.guidance_rescale = None if self.guidance_scale is None else guidance_rescale
+        self.cond_fn = cond_fn
         self._num_classes: int | None = getattr(model, "num_classes", None)
         self._given_null_label = null_label
         self._null_label = None
@@ -76,11 +99,12 @@ class Sampler:
             self._null_label = self._num_classes if null_label is None else null_label
             if self._null_label is None:
                 raise ValueError("null_label must be given: guidance_scale needs it, and the model has no num_classes")
+        self._grid: dict[str, Any] = {"spacing": spacing, "steps_offset": steps_offset, "sigmas": sigmas}
+        # Sections may come as an iterator, and are asked for at every start.
+        self._steps = list(steps) if isinstance(steps, Iterable) and not isinstance(steps, str) else steps
         self._solver = solver
-        self._clip = clip
-        self._eta = eta
-        self._timesteps = process.spaced(steps)
-        self.program = self._build(self._timesteps)
+        self._options = {"clip": clip, "threshold": threshold, "eta": eta, **options}
+        self.program = self._build()
 
     @torch.no_grad()
     def sample(
@@ -101,53 +125,60 @@ class Sampler:
 
         Raises ValueError naming the argument that cannot be.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1, or None")
-        batch = batch_size or max(n, 1)
         program, x_start, checked_labels = self._check_run(n, labels, start)
-        place = placement(self.model)
-        images = torch.empty((n, *self.shape), device=place.device, memory_format=place.memory_format)
-        firsts = range(0, n, batch)
-        with evaluating(self.model), _bar(progress, len(firsts) * program.num_rows) as advance:
-            for first in firsts:
-                numbers = slice(first, min(first + batch, n))
-                x, network = self._begin(program, numbers, seed, x_start, checked_labels)
-                steps = eager.run(network, program, x, seed, first, self.guidance_scale, keep_states=False)
-                for _, _, _, x in steps:  # noqa: B007 (the last one counts)
-                    advance()
-                images[numbers] = x
-        return images
+        return self._run(program, n, seed, x_start, checked_labels, batch_size, progress)
 
     def sample_progressive(
         self, n: int, *, seed: int = 0, labels: Labels | None = None, start: Start | None = None
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (row, x, x0) after each of the solver's steps; the last x is what :meth:`sample` returns.
+        """Yield (row, x, x0) after each row of the solver's program; the last x is what :meth:`sample` returns.
 
-        x is the state that the step led to, x0 the image that the model saw in the state before it, both float32
-        (n, C, H, W) and the caller's to keep. The model is in eval mode until the generator ends or is closed.
+        x is the state that the row led to, x0 the image that the model saw in the state before it, both float32
+        (n, C, H, W) and the caller's to keep. Rows that call no model (noise before the first step) are not shown. The
+        model is in eval mode until the generator ends or is closed.
         """
         program, x_start, checked_labels = self._check_run(n, labels, start)
         return self._progress(program, n, seed, x_start, checked_labels)
 
     @torch.no_grad()
-    def _progress(
-        self, program: StepProgram, n: int, seed: int, x_start: Tensor | None, labels: Tensor | None
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        show = program.x0_program()
-        with evaluating(self.model):
-            x, network = self._begin(program, slice(0, n), seed, x_start, labels)
-            steps = eager.run(network, program, x, seed, 0, self.guidance_scale, keep_states=True)
-            for row, before, output, after in steps:
-                yield row, after, eager.predicted_x0(before, output, show, row, self.guidance_scale)
+    def invert(
+        self,
+        images: Tensor,
+        *,
+        labels: Labels | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Start:
+        """(x_T, t) from which :meth:`sample` with `start=(x_T, t)` comes back to `images` (n, C, H, W) in [−1, 1].
+
+        DDIM inversion (`solvers.ddim_inverse`) over the sampler's own steps, with its guidance_scale, and without
+        clipping: x_T is float32 (n, C, H, W) at the first of them, timestep t. Of first order in the step: DDIM with
+        η = 0 and other solvers of the ODE come back the nearer the more steps there are.
+
+        Raises ValueError naming the argument that cannot be, and with a cond_fn.
+        """
+        check_images("images", images, self.shape)
+        if self.cond_fn is not None:
+            raise ValueError("cond_fn must be None: a classifier's gradient is not inverted")
+        levels = solvers.grid(self.process, self._steps, **self._grid)
+        n = len(images)
+        program = solvers.ddim_inverse(levels, variance=solvers.channels_of(self.process))
+        x_T = self._run(program, n, 0, images, self._check_labels(n, labels), batch_size, progress)
+        last = self.process.num_timesteps - 1
+        if self._grid["sigmas"] is None:
+            spaced = (self._grid[name] for name in ("spacing", "steps_offset"))
+            last = self.process.spaced(self._steps, *spaced)[-1]
+        return x_T, last
 
     @torch.no_grad()
     def noise_to(self, x0: Tensor, t: int, *, seed: int = 0) -> Tensor:
         """x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε, float32, for images x0 (n, C, H, W) in [−1, 1] and t in [0, T) of the process.
 
-        ε is the noise that :meth:`sample` with this seed would begin from: at t = T−1 the two nearly meet.
+        (1−s)·x0 + s·ε in a FlowProcess. ε is the noise that :meth:`sample` with this seed would begin from: at t = T−1
+        the two nearly meet.
         """
-        self._check_timestep(t)
-        self._check_images("x0", x0)
+        check_timestep(t, self.process.num_timesteps)
+        check_images("x0", x0, self.shape)
         place = placement(self.model)
         tables = self.process.tables(place.device)
         x_t = q_sample(
@@ -161,29 +192,81 @@ class Sampler:
         assert isinstance(x_t, Tensor)  # a pair only if the noise is asked for
         return x_t
 
-    def _build(self, timesteps: Sequence[int]) -> StepProgram:
-        return solvers.build(self._solver, self.process.keep(timesteps), clip=self._clip, eta=self._eta)
+    def _build(self, start: int | None = None) -> StepProgram:
+        return solvers.build(
+            self._solver,
+            self.process,
+            self._steps,
+            start=start,
+            classifier=self.cond_fn is not None,
+            **self._grid,
+            **self._options,
+        )
+
+    def _run(
+        self,
+        program: StepProgram,
+        n: int,
+        seed: int,
+        x_start: Tensor | None,
+        labels: Tensor | None,
+        batch_size: int | None,
+        progress: bool,
+    ) -> Tensor:
+        """The last states of `program`, float32 (n, C, H, W), made `batch_size` at a time."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1, or None")
+        batch = batch_size or max(n, 1)
+        place = placement(self.model)
+        images = torch.empty((n, *self.shape), device=place.device, memory_format=place.memory_format)
+        firsts = range(0, n, batch)
+        with evaluating(self.model), _bar(progress, len(firsts) * program.num_rows) as advance:
+            for first in firsts:
+                numbers = slice(first, min(first + batch, n))
+                x, network, guidance = self._begin(program, numbers, seed, x_start, labels)
+                steps = eager.run(network, program, x, seed, first, guidance, keep_states=False)
+                for _, _, _, x in steps:  # noqa: B007 (the last one counts)
+                    advance()
+                images[numbers] = x
+        return images
+
+    @torch.no_grad()
+    def _progress(
+        self, program: StepProgram, n: int, seed: int, x_start: Tensor | None, labels: Tensor | None
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        show = program.x0_program()
+        with evaluating(self.model):
+            x, network, guidance = self._begin(program, slice(0, n), seed, x_start, labels)
+            steps = eager.run(network, program, x, seed, 0, guidance, keep_states=True)
+            for row, before, output, after in steps:
+                if output is not None:
+                    yield row, after, eager.predicted_x0(before, output, show, row, guidance)
 
     def _begin(
         self, program: StepProgram, numbers: slice, seed: int, x_start: Tensor | None, labels: Tensor | None
-    ) -> tuple[Tensor, Network]:
-        """The first x (N, C, H, W) and the model calls of the images `numbers`."""
+    ) -> tuple[Tensor, Network, eager.Guidance]:
+        """The first x (N, C, H, W), the model calls and the guidance of the images `numbers`."""
         place = placement(self.model)
         n = numbers.stop - numbers.start
-        if x_start is None:
-            x = philox_normal(
-                (n, *self.shape),
-                seed,
-                samples=numbers.start,
-                stream=X_T_STREAM,
-                device=place.device,
-                memory_format=place.memory_format,
-            )
-        else:
-            x = x_start[numbers].to(place.device, torch.float32).contiguous(memory_format=place.memory_format)
-        times = torch.tensor(program.times.astype(np.int64), device=place.device)
+        x = self._first_state(place, numbers, seed, x_start)
+        whole = (program.times == np.round(program.times)).all()
+        times = torch.tensor(program.times.astype(np.int64 if whole else np.float32), device=place.device)
         y = None if labels is None else labels[numbers].to(place.device)
-        return x, Network(self.model, times, n, place.dtype, y, self._null_label)
+        network = Network(self.model, times, n, place.dtype, y, self._null_label)
+        gradient = None if self.cond_fn is None else _gradient(self.cond_fn, times[:, None].repeat(1, n), y)
+        return x, network, eager.Guidance(self.guidance_scale, self.guidance_rescale, gradient)
+
+    def _first_state(self, place: Placement, numbers: slice, seed: int, x_start: Tensor | None) -> Tensor:
+        if x_start is not None:
+            return x_start[numbers].to(place.device, torch.float32).contiguous(memory_format=place.memory_format)
+        return philox_normal(
+            (numbers.stop - numbers.start, *self.shape),
+            seed,
+            samples=numbers.start,
+            stream=X_T_STREAM,
+            device=place.device,
+            memory_format=place.memory_format,
+        )
 
     def _check_run(
         self, n: int, labels: Labels | None, start: Start | None
@@ -194,11 +277,11 @@ class Sampler:
         if start is None:
             return self.program, None, checked_labels
         x_t, t = start
-        self._check_timestep(t)
-        self._check_images("start[0]", x_t)
+        check_timestep(t, self.process.num_timesteps)
+        check_images("start[0]", x_t, self.shape)
         if len(x_t) != n:
             raise ValueError(f"start[0] holds {len(x_t)} images; n is {n}")
-        return self._build([*(kept for kept in self._timesteps if kept < t), t]), x_t, checked_labels
+        return self._build(t), x_t, checked_labels
 
     def _check_labels(self, n: int, labels: Labels | None) -> Tensor | None:
         if labels is None:
@@ -207,28 +290,12 @@ class Sampler:
             return None
         if self._num_classes is None and hasattr(self.model, "num_classes"):
             raise ValueError("labels must be None: the model has no classes (its num_classes is None)")
-        y = torch.as_tensor(labels)
-        if y.shape != (n,) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise ValueError(f"labels are {y.dtype} of shape {tuple(y.shape)}; they must be integers of shape ({n},)")
-        y = y.to(torch.int64)
-        allowed = y >= 0
-        if self._num_classes is not None:
-            allowed &= (y < self._num_classes) | (y == self._given_null_label)
-        if not allowed.all():
-            limit = "0 or more" if self._num_classes is None else f"in [0, {self._num_classes})"
-            raise ValueError(f"labels must be {limit}; one is {int(y[~allowed][0])}")
-        return y
+        return check_labels(labels, n, self._num_classes, self._given_null_label)
 
-    def _check_timestep(self, t: int) -> None:
-        if not isinstance(t, int) or not 0 <= t < self.process.num_timesteps:
-            raise ValueError(f"t is {t!r}; it must be an int in [0, {self.process.num_timesteps})")
 
-    def _check_images(self, name: str, images: Tensor) -> None:
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape or not images.is_floating_point():
-            raise ValueError(
-                f"{name} is {images.dtype} of shape {tuple(images.shape)}; "
-                f"it must be floating point of shape (n, {', '.join(map(str, self.shape))})"
-            )
+def _gradient(cond_fn: Callable[..., Tensor], times: Tensor, y: Tensor | None) -> Callable[[Tensor, int], Tensor]:
+    labels = () if y is None else (y,)
+    return lambda x, row: cond_fn(x, times[row], *labels)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,19 @@
 """Solvers: pure functions, in float64, from a diffusion process to a StepProgram that `solver_step` executes."""
 
 from diffkern.solvers.churn import Churn as Churn
+from diffkern.solvers.ddim import channels_of as channels_of
 from diffkern.solvers.ddim import ddim as ddim
+from diffkern.solvers.ddim import ddim_inverse as ddim_inverse
 from diffkern.solvers.ddpm import ddpm as ddpm
+from diffkern.solvers.deis import deis as deis
+from diffkern.solvers.dpm_multistep import dpm_multistep as dpm_multistep
+from diffkern.solvers.dpm_singlestep import dpm_singlestep as dpm_singlestep
 from diffkern.solvers.dpmpp_2m import dpmpp_2m as dpmpp_2m
 from diffkern.solvers.euler import euler as euler
 from diffkern.solvers.euler import euler_ancestral as euler_ancestral
+from diffkern.solvers.grid import grid as grid
 from diffkern.solvers.heun import heun as heun
+from diffkern.solvers.lms import lms as lms
 from diffkern.solvers.pndm import halfway as halfway
 from diffkern.solvers.pndm import plms as plms
 from diffkern.solvers.pndm import pndm as pndm
@@ -19,3 +26,4 @@ from diffkern.solvers.transitions import Transitions as Transitions
 from diffkern.solvers.transitions import chain as chain
 from diffkern.solvers.transitions import single_steps as single_steps
 from diffkern.solvers.transitions import transitions as transitions
+from diffkern.solvers.unipc import unipc as unipc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,7 +113,9 @@ def halfway(process: GaussianProcess, full: GaussianProcess) -> Transitions:
             f"the process has {process.num_timesteps} of {full.num_timesteps} steps; Runge–Kutta needs a timestep "
             "between each two of the first: take at most half as many steps, or plms"
         )
-    return transitions(full.keep(between[::-1]))
+    # Not full.keep(between): where ᾱ is below float64's resolution of 1, a process that begins there has β = 1.
+    rows, steps = full.num_timesteps - 1 - between, transitions(full)
+    return Transitions(**{column.name: getattr(steps, column.name)[rows] for column in fields(Transitions)})
 
 
 class _Sum(NamedTuple):

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffkern.process import GaussianProcess
+from diffkern.process import FlowProcess, GaussianProcess
 from diffkern.solvers.prediction import prediction_columns, x0_columns
+
+Process = GaussianProcess | FlowProcess
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +84,16 @@ def single_steps(
     return Transitions(a, s, a_next, s_next, t, *prediction_columns(a, s, prediction))
 
 
-def transitions(process: GaussianProcess | Transitions) -> Transitions:
+def transitions(process: Process | Transitions) -> Transitions:
     """The steps of `process` from t = T−1 to 0 and on to x0 itself; Transitions are returned as they are.
 
     Raises ValueError where x0 cannot be had from the prediction (eps at ᾱ = 0).
     """
     if isinstance(process, Transitions):
         return process
+    if isinstance(process, FlowProcess):
+        sigma = np.append(process.sigmas[::-1], 0.0)
+        return chain(1.0 - sigma, sigma, process.timestep_map[::-1], process.prediction)
     abar, abar_prev = process.alphas_cumprod[::-1], process.alphas_cumprod_prev[::-1]
     columns = x0_columns(process)
     return Transitions(

@@ -72,6 +72,15 @@ def test_train_resume_and_sample_digits(tmp_path, capsys):
     with np.load(tmp_path / "e.npz") as multistep, np.load(tmp_path / "c.npz") as ddim:
         assert multistep["arr_0"].shape == ddim["arr_0"].shape
         assert (multistep["arr_0"] != ddim["arr_0"]).any()
+    for number, flags in enumerate([
+        ["--solver", "euler", "--sigmas", "karras", "--threshold", "0.99", "2.0"],
+        ["--solver", "heun", "--s-churn", "3", "--s-min", "0.1", "--s-noise", "1.01"],
+        ["--solver", "deis", "--order", "2", "--spacing", "trailing"],
+        ["--solver", "ddim", "--eta", "1.0", "--spacing", "leading", "--steps-offset", "1"],
+    ]):  # fmt: skip
+        assert main([*sample, *flags, "--output", str(tmp_path / f"flags{number}")]) == 0
+        with np.load(tmp_path / f"flags{number}.npz") as given, np.load(tmp_path / "c.npz") as ddim:
+            assert (given["arr_0"] != ddim["arr_0"]).any()
 
 
 def test_train_on_a_folder_without_labels_and_sample(tmp_path, capsys):
@@ -119,6 +128,8 @@ def test_errors_are_one_message_without_a_traceback(tmp_path, capsys, monkeypatc
         (["sample", str(run), "--n", "0"], "--n 0: it must be"),
         (["sample", str(run), "--n", "1", "--guidance", "3"], "trained without label dropout"),
         (["sample", str(run), "--n", "1", "--labels", "10"], "labels must be in [0, 10)"),
+        (["sample", str(run), "--solver", "dpm"], "solver is 'dpm'; it may be one of 'ddpm', 'ddim'"),
+        (["sample", str(run), "--order", "2"], "order is 2; the solver 'ddim' takes eta"),
     ]
     capsys.readouterr()
     for arguments, message in cases:

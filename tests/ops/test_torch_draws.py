@@ -10,7 +10,7 @@ import torch
 
 from diffkern.backends import native_module, unavailable
 from diffkern.ops import _torch_draws, q_sample
-from diffkern.ops._torch_draws import normal_like
+from diffkern.ops._torch_draws import normal_like, skip_normal_like
 from diffkern.process import GaussianProcess, linear_betas
 
 pytestmark = pytest.mark.skipif(unavailable("native") is not None, reason="no native module")
@@ -183,3 +183,24 @@ with _torch_draws._DRAWING:  # as another thread would hold it
 print(os.waitpid(child, 0)[1])
 """
     assert run_python(code) == "0"
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 640, 1000, 2**18 + 3])
+@pytest.mark.parametrize("burn", [0, 1, 623, 624, 625, 5000])
+def test_a_draw_passed_over_leaves_the_generator_as_a_draw_does(size, burn):
+    theirs, ours = generators(burn)
+    for generator in (theirs, ours):
+        torch.randn(3, generator=generator)  # leaves a normal over for the next draw of fewer than sixteen
+    like = torch.empty(size)
+    torch.empty_like(like).normal_(generator=theirs)
+    skip_normal_like(like, ours)
+    assert torch.equal(theirs.get_state(), ours.get_state())
+    assert torch.equal(torch.randn(20, generator=theirs), torch.randn(20, generator=ours))
+
+
+@pytest.mark.parametrize("like", [torch.empty(4, 16, dtype=torch.float16), torch.empty(2, 4, 5, 5).permute(0, 2, 3, 1)])
+def test_what_cannot_be_passed_over_is_drawn(like):
+    theirs, ours = generators(5)
+    torch.empty_like(like).normal_(generator=theirs)
+    skip_normal_like(like, ours)
+    assert torch.equal(theirs.get_state(), ours.get_state())

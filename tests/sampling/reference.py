@@ -1,15 +1,22 @@
-"""Samplers as the papers print them, in float64 torch, without StepPrograms: what the Sampler is judged by."""
+"""What the Sampler is judged by, in float64: samplers as the papers print them, without StepPrograms, of some solvers,
+and the tables that tests/solvers holds against papers and other libraries, executed in NumPy, of the others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffkern.ops import philox_normal
 from diffkern.process import GaussianProcess
+from diffkern.solvers import SOLVERS, StepProgram
+from tests.solvers.executor import execute, new_slots
+
+PRINTED = ("ddpm", "ddim", "dpmpp_2m")
+ONE_ROW = [name for name in SOLVERS if name not in ("plms", "pndm", "heun")]
 
 
 def x_T(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -71,3 +78,31 @@ def sample(
             x = mean + std * noise
         states.append((x, x0))
     return states
+
+
+def run_table(
+    output: Callable[[Tensor, float], Tensor], program: StepProgram, x: Tensor, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """(x, x0) after each row that calls the network."""
+    state, states = x.numpy(), []
+    slots = new_slots(program, state)
+    for row, time in enumerate(program.times):
+        noise = (
+            philox_normal(tuple(x.shape), seed, draw=row, stream=2).double().numpy() if program.makes_noise else None
+        )
+        calls = program.calls_network[row]
+        out = output(torch.from_numpy(state), float(time)).numpy() if calls else np.zeros_like(state)
+        step = execute(program, row, state, out, noise, slots)
+        state = step.x
+        if calls:
+            states.append((torch.from_numpy(step.x), torch.from_numpy(step.x0)))
+    return states
+
+
+def tolerance(program: StepProgram) -> float:
+    """What float32 may cost, relative: its rounding of a row's operands, times the sum of their weights' sizes.
+
+    Extrapolation over unequal steps has weights of both signs, up to hundreds where the steps shrink fast.
+    """
+    names = ("c_x", "c_m", "c_0", *(f"c_h{k}" for k in range(program.num_slots)))
+    return max(1e-5, 5e-6 * float(sum(np.abs(program.column(name)) for name in names).max()))

@@ -18,7 +18,7 @@ def make_process():
     [
         ({"shape": (3, 4)}, r"shape is \(3, 4\)"),
         ({"shape": (3, -1, 4)}, r"shape is \(3, -1, 4\)"),
-        ({"solver": "euler"}, "solver is 'euler'"),
+        ({"solver": "dpm"}, "solver is 'dpm'"),
         ({"engine": "graph"}, "engine is 'graph'; it may be 'eager'"),
         ({"steps": 101}, "steps is 101"),
         ({"steps": 0}, "steps is 0"),

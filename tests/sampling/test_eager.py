@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffkern import backends
+from diffkern.ops import philox_normal
 from diffkern.ops.solver_step import native
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.sampling import Sampler, eager
@@ -22,7 +23,7 @@ def noise(shape, memory_format):
 
 def images(program, x, network, **options):
     """The states after each row, copied."""
-    arguments = {"seed": 0, "first": 0, "guidance_scale": None, "keep_states": False} | options
+    arguments = {"seed": 0, "first": 0, "guidance": eager.Guidance(), "keep_states": False} | options
     return [after.clone() for _, _, _, after in eager.run(network, program, x, **arguments)]
 
 
@@ -93,7 +94,46 @@ def test_the_network_sees_the_scaled_state(memory_format):
         torch.testing.assert_close(states[row], (states[row - 1] if row else x) + 0.1 * torch.tanh(x_in))
 
 
-def test_a_row_that_calls_no_network_is_refused():
-    table = step_program({"c_x": [1, 1]}, [1, 0], calls_network=[True, False])
-    with pytest.raises(ValueError, match="a row that does not call the network"):
-        images(table, torch.zeros(1, 1, 2, 2), lambda x, row: x)
+@formats
+@pytest.mark.parametrize("variance", ["fixed", "learned"])
+@pytest.mark.parametrize("doubled", [False, True])
+def test_rows_that_call_no_network(doubled, variance, memory_format):
+    """Noise before the first step and in between, on every number of samples and channels that an output has."""
+    x = noise((2, 3, 4, 6), memory_format)
+    calls = [False, True, False, True]
+    table = step_program(
+        {"c_x": [1, 1, 0.5, 1], "c_m": [0, 0.1, 0, 0.1], "c_z": [2, 0, 1, 0]},
+        [9, 8, 7, 6],
+        calls_network=calls,
+        variance=variance,
+    )
+    rows = []
+
+    def network(x, row):
+        rows.append(row)
+        m = torch.tanh(x) if variance == "fixed" else torch.cat([torch.tanh(x), torch.zeros_like(x)], dim=1)
+        return torch.cat([torch.full_like(m, 7.0), m]) if doubled else m
+
+    guidance = eager.Guidance(scale=1.0 if doubled else None)
+    shown = list(eager.run(network, table, x, 3, 5, guidance, keep_states=True))
+    assert rows == [1, 3]
+    assert [output is not None for _, _, output, _ in shown] == calls
+    first = x + 2 * philox_normal(x.shape, 3, draw=0, samples=5, stream=2)
+    second = first + 0.1 * torch.tanh(first)
+    third = second / 2 + philox_normal(x.shape, 3, draw=2, samples=5, stream=2)
+    fourth = third + 0.1 * torch.tanh(third)
+    for (_, before, _, after), expected in zip(shown, [first, second, third, fourth], strict=True):
+        torch.testing.assert_close(after, expected)
+        assert after.data_ptr() != before.data_ptr()
+
+
+def test_the_gradient_is_asked_for_at_the_state_of_the_rows_that_call_the_network():
+    x = noise((2, 3, 4, 6), torch.contiguous_format)
+    table = step_program({"c_x": [2, 1, 1], "c_e": [0, 0.5, 0.25]}, [9, 8, 7], calls_network=[False, True, True])
+    seen = []
+    guidance = eager.Guidance(gradient=lambda x, row: seen.append(row) or torch.sin(x))
+    states = images(table, x, lambda x, row: torch.zeros_like(x), guidance=guidance)
+    assert seen == [1, 2]
+    second = 2 * x + 0.5 * torch.sin(2 * x)
+    torch.testing.assert_close(states[1], second)
+    torch.testing.assert_close(states[2], second + 0.25 * torch.sin(second))

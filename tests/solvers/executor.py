@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,9 @@ def execute(
         assert output.shape[1] == 2 * x.shape[1]
         fraction = (output[:, x.shape[1] :] + 1) / 2
         log_variance = fraction * c["log_var_max"] + (1 - fraction) * c["log_var_min"]
+    elif program.variance == "learned":
+        log_variance = output[:, x.shape[1] :]
+    if log_variance is not None:
         sigma = np.exp(0.5 * log_variance)
     x0 = c["a_x"] * x + c["a_m"] * m
     if program.clip is not None:
@@ -62,3 +66,12 @@ def new_slots(program: StepProgram, x: np.ndarray) -> np.ndarray | None:
 
 def _term(coefficient: np.float64, operand: np.ndarray) -> np.ndarray:
     return coefficient * operand if coefficient else np.zeros_like(operand)
+
+
+def trajectory(program: StepProgram, network: Callable[[np.ndarray, float], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The states (R, N, C, …) after each row of a program without noise; network(x, time)."""
+    slots, states = new_slots(program, x), []
+    for row, time in enumerate(program.times):
+        x = execute(program, row, x, network(x, time), slots=slots).x
+        states.append(x)
+    return np.array(states)

@@ -96,3 +96,26 @@ _SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "sigmoid": _sigmoid,
     "laplace": _laplace,
 }
+
+
+def single_alphas_cumprod(config: Any) -> Tensor:
+    """ᾱ, float32 (T,), rounded as diffusers rounds it on the way: for decisions that hang on its last digit.
+
+    With zero terminal SNR the last is 2^−24, as in the schedulers that divide by it.
+    """
+    steps, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.trained_betas is not None:
+        betas = torch.tensor(config.trained_betas, dtype=torch.float32)
+    elif config.beta_schedule == "linear":
+        betas = torch.linspace(start, end, steps)
+    elif config.beta_schedule == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, steps) ** 2
+    else:
+        betas = torch.tensor(_SCHEDULES[config.beta_schedule](steps, start, end), dtype=torch.float32)
+    abar = torch.cumprod(1 - betas, 0)
+    if not config.rescale_betas_zero_snr:
+        return abar
+    root = abar.sqrt()
+    abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    betas = 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+    return torch.cat([torch.cumprod(1 - betas, 0)[:-1], abar.new_tensor([2.0**-24])])

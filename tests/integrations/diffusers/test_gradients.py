@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -16,6 +18,10 @@ CASES = [
     ("EulerAncestralDiscreteScheduler", {"prediction_type": "v_prediction"}),
     ("HeunDiscreteScheduler", {"prediction_type": "v_prediction"}),
     ("HeunDiscreteScheduler", {"prediction_type": "v_prediction", "clip_sample": True}),
+    ("DPMSolverMultistepScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "prediction_type": "v_prediction"}),
+    ("UniPCMultistepScheduler", {}),
+    ("UniPCMultistepScheduler", {"solver_order": 3, "prediction_type": "v_prediction"}),
     ("PNDMScheduler", {}),
     ("PNDMScheduler", {"skip_prk_steps": True, "prediction_type": "v_prediction"}),
 ]
@@ -36,9 +42,9 @@ def test_gradients_are_diffusers(name, config):
             theirs.sigmas = torch.tensor(mine._levels)
         x = (start * float(mine.init_noise_sigma)).requires_grad_()
         weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-        source = {"generator": torch.Generator().manual_seed(1)} if name.startswith(("DD", "Euler")) else {}
+        source = {"generator": torch.Generator().manual_seed(1)} if name.startswith(("DD", "DPM", "Euler")) else {}
         state, loss = x, 0.0
-        with in_float64():
+        with in_float64() if scheduler is theirs else contextlib.nullcontext():
             for t in scheduler.timesteps:
                 output = (weight * scheduler.scale_model_input(state, t)).sin()
                 out = scheduler.step(output, t, state, **extra, **source)

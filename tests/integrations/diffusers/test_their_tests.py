@@ -20,10 +20,12 @@ FILES = {
     "DDIMInverseScheduler": "test_scheduler_ddim_inverse",
     "DDIMScheduler": "test_scheduler_ddim",
     "DDPMScheduler": "test_scheduler_ddpm",
+    "DPMSolverMultistepScheduler": "test_scheduler_dpm_multi",
     "EulerAncestralDiscreteScheduler": "test_scheduler_euler_ancestral",
     "EulerDiscreteScheduler": "test_scheduler_euler",
     "HeunDiscreteScheduler": "test_scheduler_heun",
     "PNDMScheduler": "test_scheduler_pndm",
+    "UniPCMultistepScheduler": "test_scheduler_unipc",
 }
 
 # Tests that hold an error of diffusers' own, by class.

@@ -1,0 +1,35 @@
+"""What a network predicts, whose variance a reverse step has, and which loss trains it."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ModelMeanType(enum.Enum):
+    """What the network's first C channels are."""
+
+    PREVIOUS_X = enum.auto()  # the mean of x_{t−1}
+    START_X = enum.auto()  # x0
+    EPSILON = enum.auto()  # ε
+
+
+class ModelVarType(enum.Enum):
+    """The variance of p(x_{t−1} | x_t). The learned ones are the network's further C channels."""
+
+    LEARNED = enum.auto()  # their value is its logarithm
+    FIXED_SMALL = enum.auto()  # β̃_t
+    FIXED_LARGE = enum.auto()  # β_t, but β̃_1 at t = 0
+    LEARNED_RANGE = enum.auto()  # −1 is log β̃_t and 1 is log β_t
+
+
+class LossType(enum.Enum):
+    """What training minimises; sampling does not look at it."""
+
+    MSE = enum.auto()
+    RESCALED_MSE = enum.auto()
+    KL = enum.auto()
+    RESCALED_KL = enum.auto()
+
+    def is_vb(self) -> bool:
+        """Whether the loss is the variational bound itself."""
+        return self in (LossType.KL, LossType.RESCALED_KL)
