@@ -53,5 +53,7 @@ def test_gradients_are_diffusers(name, config):
                     loss = loss + (weights * out.pred_original_sample).sum()
             loss = loss + (weights * state).sum()
         results.append(torch.autograd.grad(loss, (x, weight)))
+    # Its noise stays float32 in diffusers' float64 run.
+    tolerance = 2e-7 if "algorithm_type" in config else 1e-9
     for actual, expected in zip(*results, strict=True):
-        assert error(actual.numpy(), expected.numpy()) < 1e-9
+        assert error(actual.numpy(), expected.numpy()) < tolerance
