@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
+from diffkern.integrations.diffusers import gradients
 from diffkern.integrations.diffusers.tables import make_betas
 from diffkern.integrations.draws import Generators, check_noise, noise_source
 from diffkern.ops import q_sample, solver_step
@@ -209,7 +210,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their bas
         slots: Sequence[Tensor] | None = None,
         **source: Any,
     ) -> Tensor:
-        """x' of one row, in sample's dtype and memory format; arithmetic in float32 whatever the dtypes are."""
+        """x' of one row, in sample's dtype and memory format; arithmetic in float32 whatever the dtypes are.
+
+        The slots that the row writes are tensors of their own. Gradients flow through them as through x'.
+        """
+        if slots and gradients.wanted(sample, model_output, *slots):
+            written = gradients.remembered(program, row, model_output, sample, slots)
+            x_next = solver_step(sample, model_output, program, row, slots=[slot.detach() for slot in slots], **source)
+            assert isinstance(x_next, Tensor)
+            x_next = gradients.through_history(x_next, program, row, slots)
+            for k, value in written.items():
+                slots[k].copy_(value)
+            return x_next
         x_next = solver_step(sample, model_output, program, row, slots=slots, **source)
         assert isinstance(x_next, Tensor)
         return x_next

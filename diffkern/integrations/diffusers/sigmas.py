@@ -98,7 +98,10 @@ class SigmaScheduler(Scheduler):
 
     def _sigma_to_t(self, sigma: ArrayLike, log_sigmas: ArrayLike) -> np.ndarray:
         """The fractional timesteps of levels, log_sigmas (T,) being those of the process, rising."""
-        return timesteps_of_sigmas(sigma, np.exp(log_sigmas))
+        table = np.exp(log_sigmas)
+        # The last level may lie below the one before it: where zero terminal SNR is held off.
+        at_the_end = np.asarray(sigma) >= table[-1] * (1 - 1e-9)
+        return np.where(at_the_end, len(table) - 1.0, timesteps_of_sigmas(sigma, table))
 
     # Counting.
 

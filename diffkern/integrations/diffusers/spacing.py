@@ -38,7 +38,8 @@ def fractional_timesteps(
     if spacing not in spacings:
         raise ValueError(f"timestep_spacing is {spacing!r}; it may be one of {', '.join(map(repr, spacings))}")
     if spacing == "trailing":
-        return np.round(np.arange(total, 0, -total / number)) - 1
+        # For some numbers, 29 of 100, rounding lets this arange go one step too far, to timestep −1.
+        return np.round(np.arange(total, 0, -total / number)[:number]) - 1
     if spacing == "linspace":
         return np.linspace(0, total - 1, number)[::-1]
     return np.arange(number, dtype=np.float64)[::-1] * (total // number) + config.steps_offset

@@ -271,3 +271,22 @@ def test_devices_of_what_users_read(name):
     assert scheduler.begin_index == 2
     scheduler.set_timesteps(5)
     assert scheduler.begin_index is None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_trailing_timesteps_are_as_many_as_asked_for(name):
+    """29 of 100: diffusers rounds its way to a thirtieth, −1."""
+    scheduler = made(name, 29, num_train_timesteps=100, timestep_spacing="trailing")
+    distinct = np.unique(np.asarray(scheduler.timesteps))
+    assert distinct.min() >= 0
+    if name != "PNDMScheduler":
+        assert len(distinct) == 29
+    assert scheduler.timesteps[0] == 99
+
+
+def test_levels_at_the_end_of_a_table_that_falls_there():
+    """Zero terminal SNR held off at 4096, below the level before it: the largest level is that of T − 1."""
+    scheduler = ours.EulerDiscreteScheduler(rescale_betas_zero_snr=True)
+    table = scheduler._sigma_table()
+    assert table[-1] < table[-2]
+    assert scheduler._sigma_to_t(table[-1], np.log(table)) == 999
