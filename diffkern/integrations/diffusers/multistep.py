@@ -46,10 +46,6 @@ class MultistepScheduler(SigmaScheduler):
         self.model_outputs: list[Tensor | None] = [None] * self.config.solver_order
         self.lower_order_nums = 0
 
-    def _use_sigmas(self, levels: np.ndarray) -> None:
-        # As float32 has them, for the flow's α = 1 − σ near σ = 1 is what is left of that rounding.
-        super()._use_sigmas(levels.astype(np.float32).astype(np.float64))
-
     # Timesteps and levels.
 
     def _even_timesteps(self, num_inference_steps: int, last: int) -> np.ndarray:

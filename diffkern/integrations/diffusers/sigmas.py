@@ -27,6 +27,7 @@ class SigmaScheduler(Scheduler):
     def _set_up(self, noise: str) -> None:
         super()._set_up(noise)
         self._spacing()
+        self._levels = np.empty(0)
         self._step_index: int | None = None
         self._begin_index: int | None = None
 
@@ -41,16 +42,15 @@ class SigmaScheduler(Scheduler):
     def sigmas(self, table: Tensor | Sequence[float]) -> None:
         tensor = table if isinstance(table, Tensor) else torch.tensor(table, dtype=torch.float32)
         values = tensor.detach().cpu().double().numpy()
-        # Those that were read from here, perhaps moved to a device, are not to lose the digits that float32 has not.
-        if not np.array_equal(values, self._levels.astype(np.float32)):
-            self._use_sigmas(values)
+        if not np.array_equal(values, self._levels):  # not those that were read from here and moved to a device
+            self._levels = values
+            self._forget_programs()
         self._sigmas, self._sigmas_version = tensor, _version(tensor)
 
     def _use_sigmas(self, levels: np.ndarray) -> None:
-        self._levels = levels
-        self._sigmas = torch.tensor(levels, dtype=torch.float32)
-        self._sigmas_version = _version(self._sigmas)
-        self._programs.clear()
+        """As float32 has them, of which diffusers' steps are made; the flow's α = 1 − σ near 1 is all that rounding."""
+        self.sigmas = torch.tensor(levels, dtype=torch.float32)
+        self._forget_programs()
 
     def _schedule(self, timesteps: np.ndarray, levels: np.ndarray, device: torch.device | str | None) -> None:
         """What every set_timesteps ends with: timesteps (steps,) and levels (steps + 1,), and a new run."""
