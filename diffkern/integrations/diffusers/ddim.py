@@ -22,8 +22,7 @@ from diffkern.solvers import ddim
 class DDIMScheduler(Scheduler):
     """Drop-in for diffusers' DDIMScheduler: same arguments, config, timesteps and, from a generator, numbers.
 
-    Steps are computed in float32 from float64 tables whatever the sample's dtype; diffusers computes in the sample's
-    dtype from float32 ones.
+    Steps are computed in float32 whatever the sample's dtype; diffusers computes in the sample's.
     """
 
     final_alpha_cumprod = EndLevel()

@@ -24,7 +24,7 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
     """Drop-in for diffusers' DPMSolverMultistepScheduler: same arguments, config, timesteps, sigmas and, from a
     generator, numbers.
 
-    Steps are computed in float32, or float64, from float64 tables whatever the dtypes are.
+    Steps are computed in float32, or float64 for such samples, whatever model_output's dtype is.
     """
 
     spacings = {  # noqa: RUF012

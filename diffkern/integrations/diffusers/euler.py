@@ -22,7 +22,7 @@ from diffkern.solvers import StepProgram, chain, ddim, step_program
 class EulerDiscreteScheduler(ExplodingScheduler):
     """Drop-in for diffusers' EulerDiscreteScheduler: same arguments, config, timesteps and, from a generator, numbers.
 
-    Levels σ̂ and coefficients are float64 where diffusers' are float32.
+    Levels σ̂ are diffusers' float32 ones, coefficients are made of them in float64.
     """
 
     predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "original_sample")

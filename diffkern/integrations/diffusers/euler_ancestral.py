@@ -20,7 +20,7 @@ from diffkern.solvers import StepProgram, chain, euler_ancestral
 class EulerAncestralDiscreteScheduler(ExplodingScheduler):
     """Drop-in for diffusers' EulerAncestralDiscreteScheduler: same arguments, config, timesteps and numbers drawn.
 
-    Levels σ̂ and coefficients are float64 where diffusers' are float32.
+    Levels σ̂ are diffusers' float32 ones, coefficients are made of them in float64.
     """
 
     predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")

@@ -24,7 +24,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     second the next begins. Between the two halves of a step `sample` is the state that it began with,
     `prev_derivative` (x − x0)/σ̂ there and `dt` the difference of the levels; else they are None.
 
-    Levels σ̂ and coefficients are float64 where diffusers' are float32.
+    Levels σ̂ are diffusers' float32 ones, coefficients are made of them in float64.
     """
 
     order: ClassVar[int] = 2

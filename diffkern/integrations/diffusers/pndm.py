@@ -29,7 +29,7 @@ class PNDMScheduler(Scheduler):
     state that a step of several calls began with, `cur_model_output` the sum that Runge–Kutta is collecting, or 0.
     With v predicted it is v that is combined, as in diffusers, and made ε with the level of the step alone.
 
-    Steps are computed in float32 from float64 tables whatever the sample's dtype.
+    Steps are computed in float32 whatever the sample's dtype.
     """
 
     final_alpha_cumprod = EndLevel()

@@ -36,7 +36,7 @@ def make_betas(config: Any, schedules: tuple[str, ...]) -> Tensor:
 class EndLevel:
     """Attribute of a scheduler: ᾱ past an end of the process, to which users may assign another number.
 
-    Users read a float32 tensor (); `number` is the float64 one that programs are made of.
+    Users read a float32 tensor (); `number` is what programs are made of, known without asking a device.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -49,13 +49,8 @@ class EndLevel:
         return self if scheduler is None else vars(scheduler)[self.stored][1]
 
     def __set__(self, scheduler: Any, value: float | Tensor) -> None:
-        number = float(value)
-        known = vars(scheduler).get(self.stored)
-        # What was read from here, perhaps moved to a device, is not to lose the digits that float32 has not.
-        if known is not None and np.float32(known[0]) == np.float32(number):
-            number = known[0]
         tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
-        vars(scheduler)[self.stored] = (number, tensor)
+        vars(scheduler)[self.stored] = (float(value), tensor)
         scheduler._forget_programs()
 
 

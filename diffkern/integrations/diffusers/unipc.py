@@ -26,7 +26,7 @@ BELOW_ONE = 1e-6
 class UniPCMultistepScheduler(MultistepScheduler):
     """Drop-in for diffusers' UniPCMultistepScheduler: same arguments, config, timesteps and sigmas.
 
-    Corrector and predictor are one pass, in float32, or float64, from float64 tables whatever the dtypes are.
+    Corrector and predictor are one pass, in float32, or float64 for such samples.
     `last_sample` is the state that the last step started from, corrected; `this_order` that step's order.
     """
 
