@@ -28,7 +28,7 @@ CONFIGS = [c for c in pairwise(OPTIONS) if not (c["rescale_betas_zero_snr"] and 
 
 @pytest.mark.parametrize("case", golden_cases("DDIMScheduler"), ids=key_of)
 def test_golden(case):
-    check_golden(ours.DDIMScheduler, case, tolerance=2e-5)
+    check_golden(ours.DDIMScheduler, case)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -43,7 +43,7 @@ def channels_of(config):
 
 @pytest.mark.parametrize("case", golden_cases("DDPMScheduler"), ids=key_of)
 def test_golden(case):
-    check_golden(ours.DDPMScheduler, case, tolerance=5e-6, x0_tolerance=2e-5 if case["n_steps"] == 1000 else 5e-6)
+    check_golden(ours.DDPMScheduler, case)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

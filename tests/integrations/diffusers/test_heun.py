@@ -28,10 +28,9 @@ def with_flag(config):
     return {name: value for name, value in config.items() if name != "spacing"} | ({flag: True} if flag else {})
 
 
-# diffusers' trajectory has an x0 that is a difference of numbers 15 times as large, in float32.
 @pytest.mark.parametrize("case", golden_cases(NAME), ids=key_of)
 def test_golden(case):
-    check_golden(cases.ours.HeunDiscreteScheduler, case, tolerance=2e-5, x0_tolerance=5e-5)
+    check_golden(cases.ours.HeunDiscreteScheduler, case)
 
 
 @pytest.mark.parametrize("config", [with_flag(config) for config in pairwise(OPTIONS)], ids=str)

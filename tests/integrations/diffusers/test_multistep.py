@@ -168,7 +168,7 @@ def compare(name, config, steps, *, tolerance=3e-6, shape=(2, 3, 8, 8), dtype=to
     ids=lambda v: v if isinstance(v, str) else key_of(v),
 )
 def test_golden(name, case):
-    check_golden(getattr(cases.ours, name), case, tolerance=5e-6)
+    check_golden(getattr(cases.ours, name), case)
 
 
 @pytest.mark.parametrize(("name", "config"), [(name, config) for name in BOTH for config in configs(name)], ids=str)

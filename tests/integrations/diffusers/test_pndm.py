@@ -22,7 +22,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("case", golden_cases(NAME), ids=key_of)
 def test_golden(case):
-    check_golden(cases.ours.PNDMScheduler, case, tolerance=2e-5)
+    check_golden(cases.ours.PNDMScheduler, case)
 
 
 @pytest.mark.parametrize("config", pairwise(OPTIONS), ids=str)
