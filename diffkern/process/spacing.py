@@ -46,11 +46,11 @@ def space_timesteps(num_timesteps: int, steps: Steps, *, spacing: str = "respace
         return _respaced(num_timesteps, steps)
     if isinstance(steps, Iterable):
         raise ValueError(f"steps is {steps!r}; the spacing {spacing!r} takes an int")
-    count = _whole(steps)
+    count = whole(steps)
     if not 1 <= count <= num_timesteps:
         raise ValueError(f"steps is {count}; it must be in [1, {num_timesteps}], the timesteps that there are")
     if spacing == "leading":
-        kept = np.arange(count) * (num_timesteps // count) + _whole(steps_offset, "steps_offset")
+        kept = np.arange(count) * (num_timesteps // count) + whole(steps_offset, "steps_offset")
         if steps_offset < 0 or kept[-1] >= num_timesteps:
             largest = num_timesteps - 1 - (count - 1) * (num_timesteps // count)
             raise ValueError(f"steps_offset is {steps_offset}; {count} steps of {num_timesteps} allow 0 to {largest}")
@@ -70,7 +70,7 @@ def _respaced(num_timesteps: int, steps: Steps) -> list[int]:
             raise ValueError(f"steps is {steps!r}; it may be 'ddimN', or counts such as '10,15,20'")
         counts = [int(count) for count in steps.split(",")]
     else:
-        counts = [_whole(count) for count in (steps if isinstance(steps, Iterable) else [steps])]
+        counts = [whole(count) for count in (steps if isinstance(steps, Iterable) else [steps])]
     if sum(counts) < 1 or min(counts) < 0:
         raise ValueError(f"steps are {counts}; they must be at least 0, and one of them more")
 
@@ -128,8 +128,11 @@ def _strided(num_timesteps: int, count: int) -> list[int]:
     raise ValueError(f"steps is 'ddim{count}': no integer stride takes {count} of {num_timesteps} timesteps")
 
 
-def _whole(value: object, name: str = "steps") -> int:
+def whole(value: object, name: str = "steps") -> int:
+    """`value` as an int; ValueError naming it unless it is a whole number, of whatever integer type."""
     try:
+        if isinstance(value, bool):  # an index of Python's, but no count
+            raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"{name} is {value!r}; it must be a whole number") from None

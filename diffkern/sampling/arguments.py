@@ -25,9 +25,15 @@ def check_labels(labels: Labels, n: int, num_classes: int | None, null_label: in
     return y
 
 
+def check_tensor(name: str, returned: object) -> None:
+    """TypeError unless what the function called `name` returned is a tensor."""
+    if not isinstance(returned, Tensor):
+        raise TypeError(f"{name} must return a tensor, got {type(returned).__name__}")
+
+
 def check_timestep(t: int, num_timesteps: int) -> None:
     """ValueError unless t is an int in [0, num_timesteps)."""
-    if not isinstance(t, int) or not 0 <= t < num_timesteps:
+    if not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < num_timesteps:
         raise ValueError(f"t is {t!r}; it must be an int in [0, {num_timesteps})")
 
 

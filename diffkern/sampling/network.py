@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffkern.sampling.arguments import check_tensor
+
 Model = Callable[..., Tensor]
 
 
@@ -71,4 +73,7 @@ class Network:
 
     def __call__(self, x: Tensor, row: int) -> Tensor:
         x_in = x.to(self.dtype)
-        return self.model(torch.cat([x_in, x_in]) if self.doubled else x_in, self.times[row], *self.labels)
+        output = self.model(torch.cat([x_in, x_in]) if self.doubled else x_in, self.times[row], *self.labels)
+        # None would be taken for a row that calls no network.
+        check_tensor("model", output)
+        return output

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from diffkern import solvers
 from diffkern.ops import philox_normal, q_sample
-from diffkern.process.spacing import Steps
+from diffkern.process.spacing import Steps, whole
 from diffkern.sampling import eager
-from diffkern.sampling.arguments import Labels, check_images, check_labels, check_timestep
+from diffkern.sampling.arguments import Labels, check_images, check_labels, check_tensor, check_timestep
 from diffkern.sampling.network import Model, Network, Placement, evaluating, placement
 from diffkern.solvers import StepProgram
 from diffkern.solvers.transitions import Process
@@ -76,8 +76,8 @@ class Sampler:
         null_label: int | None = None,
         **options: Any,
     ) -> None:
-        if len(shape) != 3 or any(size < 0 for size in shape):
-            raise ValueError(f"shape is {tuple(shape)}; it must be (C, H, W)")
+        if len(shape) != 3 or any(size != int(size) or size < 0 for size in shape):
+            raise ValueError(f"shape is {tuple(shape)}; it must be (C, H, W), whole numbers")
         if engine != "eager":
             raise ValueError(f"engine is {engine!r}; it may be 'eager'")
         if guidance_scale is not None and not math.isfinite(guidance_scale):
@@ -93,7 +93,7 @@ class Sampler:
         self.guidance_rescale = None if self.guidance_scale is None else guidance_rescale
         self.cond_fn = cond_fn
         self._num_classes: int | None = getattr(model, "num_classes", None)
-        self._given_null_label = null_label
+        self._given_null_label = None if null_label is None else whole(null_label, "null_label")
         self._null_label = None
         if self.guidance_scale is not None:
             self._null_label = self._num_classes if null_label is None else null_label
@@ -123,7 +123,8 @@ class Sampler:
         `progress` shows a bar. `start` = (x_t, t) begins from x_t (n, C, H, W) at timestep t of the process instead
         of from noise (see :meth:`noise_to`): the solver then makes a step from t and those of its steps below t.
 
-        Raises ValueError naming the argument that cannot be.
+        Raises ValueError naming the argument that cannot be, and TypeError for a model or a cond_fn that returns no
+        tensor.
         """
         program, x_start, checked_labels = self._check_run(n, labels, start)
         return self._run(program, n, seed, x_start, checked_labels, batch_size, progress)
@@ -295,7 +296,14 @@ class Sampler:
 
 def _gradient(cond_fn: Callable[..., Tensor], times: Tensor, y: Tensor | None) -> Callable[[Tensor, int], Tensor]:
     labels = () if y is None else (y,)
-    return lambda x, row: cond_fn(x, times[row], *labels)
+
+    def gradient(x: Tensor, row: int) -> Tensor:
+        e = cond_fn(x, times[row], *labels)
+        # None would be taken for a step without a classifier.
+        check_tensor("cond_fn", e)
+        return e
+
+    return gradient
 
 
 @contextlib.contextmanager

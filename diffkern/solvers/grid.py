@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from diffkern.process import FlowProcess, GaussianProcess, space_sigmas, timesteps_of_sigmas
-from diffkern.process.spacing import Steps
+from diffkern.process.spacing import Steps, whole
 from diffkern.solvers.transitions import Process, Transitions, chain, transitions
 
 
@@ -39,14 +41,14 @@ def grid(
         raise ValueError(f"sigmas is {sigmas!r}; a FlowProcess takes None: its own levels may be shifted")
     if spacing != "respaced" or steps_offset:
         raise ValueError(f"spacing is {spacing!r}, steps_offset {steps_offset}; with sigmas there is no choice of them")
-    if steps is not None and not isinstance(steps, int):
+    if isinstance(steps, Iterable):
         raise ValueError(f"steps is {steps!r}; with sigmas it must be an int, or None")
     if process.alphas_cumprod[-1] == 0:
         raise ValueError(
             f"sigmas is {sigmas!r}, but alphas_cumprod ends at 0, where σ/α is infinite; "
             "use sigmas=None with a spacing, or a schedule that ends above 0"
         )
-    count = process.num_timesteps if steps is None else steps
+    count = process.num_timesteps if steps is None else whole(steps)
     if not 1 <= count <= process.num_timesteps:
         raise ValueError(f"steps is {count}; it must be in [1, {process.num_timesteps}], the steps of the process")
     table = np.sqrt((1.0 - process.alphas_cumprod) / process.alphas_cumprod)

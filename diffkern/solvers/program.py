@@ -14,7 +14,7 @@ A coefficient of 0 means that its operand is not read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,9 +111,11 @@ class StepProgram:
             raise ValueError("writes: a row writes one slot twice")
         if self.variance not in VARIANCES:
             raise ValueError(f"variance is {self.variance!r}; it may be one of {', '.join(map(repr, VARIANCES))}")
-        if self.clip is not None and not self.clip[0] < self.clip[1]:
+        if self.clip is not None and not (_is_pair(self.clip) and self.clip[0] < self.clip[1]):
             raise ValueError(f"clip is {self.clip}; it must be (lo, hi) with lo < hi, or None")
-        if self.threshold is not None and not (0 < self.threshold[0] <= 1 and self.threshold[1] > 0):
+        if self.threshold is not None and not (
+            _is_pair(self.threshold) and 0 < self.threshold[0] <= 1 and self.threshold[1] > 0
+        ):
             raise ValueError(f"threshold is {self.threshold}; it must be (ratio in (0, 1], max > 0), or None")
 
     @property
@@ -162,6 +164,10 @@ class StepProgram:
             clip=self.clip,
             threshold=self.threshold,
         )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, Sized) and len(value) == 2 and not isinstance(value, str)
 
 
 def step_program(

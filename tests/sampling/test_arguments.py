@@ -25,6 +25,15 @@ def make_process():
         ({"eta": 2.0}, "eta is 2"),
         ({"solver": "ddpm", "eta": 0.5}, "eta is 0.5"),
         ({"clip": (1, -1)}, "clip is"),
+        ({"clip": 1.0}, "clip is 1.0; it must be"),
+        ({"threshold": 0.995}, "threshold is 0.995; it must be"),
+        ({"threshold": (0.995,)}, r"threshold is \(0.995,\); it must be"),
+        ({"shape": (3, 4.5, 6)}, r"shape is \(3, 4.5, 6\)"),
+        ({"steps": True}, "steps is True; it must be a whole number"),
+        ({"steps": True, "sigmas": "karras"}, "steps is True; it must be a whole number"),
+        ({"steps": 2.5, "sigmas": "karras"}, "steps is 2.5; it must be a whole number"),
+        ({"steps": "5", "sigmas": "karras"}, "steps is '5'; with sigmas it must be an int"),
+        ({"guidance_scale": 2.0, "null_label": 3.5}, "null_label is 3.5; it must be a whole number"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"guidance_scale": 2.0}, "null_label must be given"),
     ],
@@ -48,6 +57,7 @@ def test_a_bad_sampler_is_refused(kwargs, message):
         ({"labels": [-1, 0]}, r"labels must be in \[0, 4\); one is -1"),
         ({"start": (torch.zeros(2, *SHAPE), 100)}, "t is 100; it must be an int"),
         ({"start": (torch.zeros(2, *SHAPE), torch.tensor([3, 3]))}, "t is tensor"),
+        ({"start": (torch.zeros(2, *SHAPE), True)}, "t is True; it must be an int"),
         ({"start": (torch.zeros(2, 3, 4, 4), 3)}, r"start\[0\] is torch.float32 of shape"),
         ({"start": (torch.zeros(2, *SHAPE, dtype=torch.int64), 3)}, r"start\[0\] is torch.int64"),
         ({"start": (torch.zeros(1, *SHAPE), 3)}, r"start\[0\] holds 1 images; n is 2"),
@@ -88,3 +98,24 @@ def test_a_model_output_of_the_wrong_shape_is_named():
 
 def test_a_shape_of_numpy_integers():
     assert Sampler(Unconditional(), make_process(), tuple(np.array(SHAPE)), steps=5).sample(1).shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize("sigmas", [None, "karras"])
+def test_steps_may_be_any_integer(sigmas):
+    five = (5, np.int64(5))
+    programs = [Sampler(Unconditional(), make_process(), SHAPE, steps=steps, sigmas=sigmas).program for steps in five]
+    np.testing.assert_array_equal(programs[0].coefficients, programs[1].coefficients)
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ({"model": lambda x, t: None}, "model must return a tensor, got NoneType"),
+        ({"model": lambda x, t: (x, x)}, "model must return a tensor, got tuple"),
+        ({"cond_fn": lambda x, t: None}, "cond_fn must return a tensor, got NoneType"),
+    ],
+)
+def test_a_function_that_returns_no_tensor_is_refused(functions, message):
+    sampler = Sampler(**{"model": Unconditional(), "process": make_process(), "shape": SHAPE, "steps": 5, **functions})
+    with pytest.raises(TypeError, match=message):
+        sampler.sample(2)

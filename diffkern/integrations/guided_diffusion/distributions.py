@@ -15,7 +15,7 @@ from torch import Tensor
 from diffkern import ops
 from diffkern.integrations.draws import noise_source
 from diffkern.integrations.guided_diffusion.tables import Tables
-from diffkern.integrations.guided_diffusion.types import ModelMeanType, ModelVarType
+from diffkern.integrations.guided_diffusion.types import ModelMeanType, ModelVarType, check_types
 
 Model = Callable[..., Tensor]
 DenoisedFn = Callable[[Tensor], Tensor] | None
@@ -131,18 +131,23 @@ class Distributions(Tables):
         return model
 
     def _output(self, model: Model, x: Tensor, t: Tensor, model_kwargs: Kwargs) -> Tensor:
+        check_types(self.model_mean_type, self.model_var_type)
         output = self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
         self._check_output(output, x)
         return output
 
     def _gradient(self, cond_fn: Model, x: Tensor, t: Tensor, model_kwargs: Kwargs) -> Tensor:
-        return self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        # None would be taken for a step without a classifier.
+        if not isinstance(gradient, Tensor):
+            raise TypeError(f"cond_fn must return a tensor, got {type(gradient).__name__}")
+        return gradient
 
     def _said_by(
         self, output: Tensor, x: Tensor, t: Tensor, clip_denoised: bool, denoised_fn: DenoisedFn
     ) -> dict[str, Tensor]:
         """`p_mean_variance` of a network's output."""
-        output = at_least_float32(output)
+        output = output.to(torch.promote_types(at_least_float32(output).dtype, x.dtype))
         variance, log_variance = self._variance(output, x, t)
         output = output[:, : x.shape[1]] if self._learns_variance else output
         if self.model_mean_type == ModelMeanType.START_X:

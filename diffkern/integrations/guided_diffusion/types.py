@@ -33,3 +33,17 @@ class LossType(enum.Enum):
     def is_vb(self) -> bool:
         """Whether the loss is the variational bound itself."""
         return self in (LossType.KL, LossType.RESCALED_KL)
+
+
+def check_types(model_mean_type: object, model_var_type: object) -> None:
+    """ValueError unless both are members of the enums here: another package's of the same names are not equal to them.
+
+    It is asked when a network's output is read, since a subclass may read it by itself and know other types.
+    """
+    for name, value, kind in (
+        ("model_mean_type", model_mean_type, ModelMeanType),
+        ("model_var_type", model_var_type, ModelVarType),
+    ):
+        if not isinstance(value, kind):
+            known = ", ".join(map(str, kind))
+            raise ValueError(f"{name} is {value!r}; it may be one of {known}, of {kind.__module__}")

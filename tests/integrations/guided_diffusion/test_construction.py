@@ -1,5 +1,6 @@
 """Schedules, spacings, flags, tables that are replaced, and what is refused."""
 
+import enum
 import itertools
 
 import numpy as np
@@ -226,3 +227,14 @@ def test_bad_arguments():
         d.q_sample(x, t, noise=x[:1])
     with pytest.raises(ValueError, match=r"x_start has shape \(1, 3, 8, 8\); it must be x_t's, \(4, 3, 8, 8\)"):
         d.q_posterior_mean_variance(x[:1], x, t)
+
+
+@pytest.mark.parametrize("step", ["p_sample", "ddim_sample", "ddim_reverse_sample", "p_mean_variance"])
+@pytest.mark.parametrize("name", ["model_mean_type", "model_var_type"])
+def test_types_of_another_package_are_refused(name, step):
+    theirs = enum.Enum("ModelMeanType", ["START_X", "FIXED_SMALL"])
+    other = diffusion(mean=ModelMeanType.START_X, variance=ModelVarType.FIXED_SMALL)
+    setattr(other, name, theirs.START_X if name == "model_mean_type" else theirs.FIXED_SMALL)
+    known = "ModelMeanType.START_X" if name == "model_mean_type" else "ModelVarType.FIXED_SMALL"
+    with pytest.raises(ValueError, match=rf"{name} is <.*it may be one of .*{known}"):
+        getattr(other, step)(mean_model, *inputs())

@@ -147,6 +147,20 @@ def test_dtypes(step, options, dtype):
         assert d.q_mean_variance(x, t)[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("mean", list(ModelMeanType))
+@pytest.mark.parametrize("denoised_fn", [None, torch.clone])
+def test_float64_images_come_out_as_float64_whatever_the_network_returns(mean, denoised_fn):
+    x, t = inputs()
+    out = diffusion(mean=mean).p_sample(lambda x, t: model(x, t).float(), x.double(), t, denoised_fn=denoised_fn)
+    assert out["sample"].dtype == out["pred_xstart"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("step", ["p_sample", "ddim_sample"])
+def test_a_cond_fn_that_returns_nothing_is_refused(step):
+    with pytest.raises(TypeError, match="cond_fn must return a tensor, got NoneType"):
+        getattr(diffusion(), step)(model, *inputs(), cond_fn=lambda x, t: None)
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 7), (4, 2, 3, 4, 5)])
 @pytest.mark.parametrize(("step", "options"), STEP_CALLS)
 def test_any_rank(step, options, shape):
