@@ -17,6 +17,8 @@ from diffkern.training import find_checkpoint
 from diffkern.training.checkpoint import EMA, MODEL, read_process
 
 _MOST_COLUMNS = 20
+# What solvers take besides eta, each a flag.
+SOLVER_OPTIONS = ("order", "variant", "solver_type", "s_churn", "s_min", "s_max", "s_noise")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class SampleCommand:
     """Noise of ddim and euler_ancestral, from 0 to 1."""
     order: int | None = None
     """Of lms, deis and unipc."""
+    variant: Literal["bh1", "bh2"] | None = None
+    """Of unipc."""
+    solver_type: Literal["midpoint", "heun"] | None = None
+    """Of dpmpp_2m_sde."""
     s_churn: float | None = None
     """Noise that euler and heun add before their steps."""
     s_min: float | None = None
@@ -80,7 +86,7 @@ def run(arguments: list[str]) -> None:
     if command.guidance not in (None, 1) and not model.config.null_label:
         raise ValueError(f"--guidance {command.guidance}: this network was trained without label dropout")
     labels = _labels(command, model)
-    options = {name: getattr(command, name) for name in ("order", "s_churn", "s_min", "s_max", "s_noise")}
+    options = {name: getattr(command, name) for name in SOLVER_OPTIONS}
     sampler = Sampler(
         model,
         process,

@@ -14,6 +14,8 @@ from PIL import Image
 
 import diffkern
 from diffkern.cli import main
+from diffkern.cli.sample import SOLVER_OPTIONS, SampleCommand
+from diffkern.solvers import SOLVERS
 from diffkern.training.checkpoint import list_checkpoints, read_weights
 
 TINY = ["--model.channels", "8", "--model.channel-mult", "1", "--model.num-res-blocks", "1", "--model.num-groups", "4"]
@@ -180,3 +182,9 @@ def test_ctrl_c_saves_says_where_and_shows_no_traceback(tmp_path):
     assert process.returncode == 130
     assert f"saved to {newest}" in error
     assert "Traceback" not in error
+
+
+def test_every_option_of_a_solver_is_a_flag():
+    options = {option for solver in SOLVERS.values() for option in solver.options}
+    assert options == {"eta", *SOLVER_OPTIONS}
+    assert options <= set(SampleCommand.__dataclass_fields__)
