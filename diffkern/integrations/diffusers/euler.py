@@ -62,8 +62,8 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     ) -> None:
         """Sets `timesteps`, float32 (steps,), and `sigmas` (steps + 1,), by exactly one of the three.
 
-        num_inference_steps: spaced as the config says. timesteps: these, falling, whole numbers in [0, T). sigmas:
-        these levels, the last being where the run ends; their timesteps are looked up.
+        num_inference_steps: spaced as the config says. timesteps: these, falling in [0, T − 1], between
+        whole numbers too. sigmas: these levels, the last being where the run ends; their timesteps are looked up.
 
         Raises ValueError for another number of arguments, numbers out of range, names in the config that it does not
         know, and timesteps where the config's spacing chooses the levels.
@@ -121,7 +121,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     def _custom_timesteps(self, timesteps: Sequence[float]) -> np.ndarray:
         if self._spacing() is not None or self._continuous():
             raise ValueError("timesteps cannot be given where the config spaces the sigmas or has continuous timesteps")
-        return custom_timesteps(timesteps, self.config.num_train_timesteps)
+        return custom_timesteps(timesteps, self.config.num_train_timesteps, fractions=True)
 
     def step(
         self,

@@ -61,7 +61,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         """Sets `timesteps`, float32 (2·steps − 1,), and `sigmas`, one more, by num_inference_steps or timesteps.
 
         num_inference_steps: spaced as the config says, in num_train_timesteps if it is given. timesteps: these,
-        falling, whole numbers in [0, T).
+        falling in [0, T − 1], between whole numbers too.
 
         Raises ValueError if both or neither are given, for numbers out of range, for an unknown spacing, and for
         timesteps where the config's spacing chooses the levels.
@@ -78,7 +78,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         elif spacing is not None:
             raise ValueError("timesteps cannot be given where the config spaces the sigmas")
         else:
-            visited = custom_timesteps(timesteps, self.config.num_train_timesteps)
+            visited = custom_timesteps(timesteps, self.config.num_train_timesteps, fractions=True)
         visited = visited.astype(np.float32)
         levels = np.interp(visited, np.arange(len(table)), table)
         if spacing is not None:
