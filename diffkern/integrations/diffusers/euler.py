@@ -74,7 +74,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         table = self._sigma_table()
         if sigmas is not None:
             levels = _custom_sigmas(sigmas)
-            visited = self._sigma_to_t(levels[:-1], np.log(table))
+            visited = self._sigma_to_t(levels[:-1].astype(np.float32), self._log_sigma_table())
         else:
             if timesteps is not None:
                 visited = self._custom_timesteps(timesteps)
@@ -98,7 +98,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         spacing = self._spacing()
         if spacing is not None:
             levels = self._respaced(spacing, levels, n)
-            timesteps = self._sigma_to_t(levels, np.log(table))
+            timesteps = self._sigma_to_t(levels, self._log_sigma_table())
         match self.config.final_sigmas_type:
             case "zero":
                 return np.append(levels, 0.0), timesteps

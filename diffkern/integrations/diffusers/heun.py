@@ -83,7 +83,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         levels = np.interp(visited, np.arange(len(table)), table)
         if spacing is not None:
             levels = self._respaced(spacing, levels, len(visited))
-            visited = self._sigma_to_t(levels, np.log(table)).astype(np.float32)
+            visited = self._sigma_to_t(levels, self._log_sigma_table()).astype(np.float32)
         self.num_inference_steps = len(visited)
         self._schedule(np.repeat(visited, 2)[1:], np.append(np.repeat(levels, 2)[1:], 0.0), device)
         self.prev_derivative: Tensor | None = None

@@ -94,20 +94,6 @@ class MultistepScheduler(SigmaScheduler):
         first, last = (float(np.asarray(in_lambdas)[end]) for end in (0, -1))
         return first + np.linspace(0, 1, num_inference_steps) * (last - first)
 
-    def _sigma_to_t(self, sigma: ArrayLike, log_sigmas: ArrayLike) -> np.ndarray:
-        """The fractional timesteps of levels, between neighbours of log_sigmas (T,), those of the process.
-
-        These rise, but for the last that zero terminal SNR may leave below its neighbour.
-        """
-        known = np.asarray(log_sigmas)
-        log_sigma = np.log(np.maximum(np.asarray(sigma, dtype=np.float64), 1e-10))
-        reached = log_sigma[..., None] >= known
-        last = known.size - 1 - reached[..., ::-1].argmax(axis=-1)
-        low = np.where(reached.any(axis=-1), np.minimum(last, known.size - 2), 0)
-        # In log_sigmas' own precision, float32 as a rule: what comes out a whole number must do so here too.
-        share = np.clip((known[low] - log_sigma) / (known[low] - known[low + 1]), 0, 1)
-        return np.asarray((1 - share) * low + share * (low + 1))
-
     def _final_sigma(self, sigma_min: float) -> float:
         """The level that the last step leads to."""
         kind = self.config.final_sigmas_type
