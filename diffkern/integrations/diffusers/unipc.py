@@ -178,7 +178,7 @@ class UniPCMultistepScheduler(MultistepScheduler):
         x, output = self._operands(model_output, sample)
         corrects = row > 0 and row - 1 not in self.disable_corrector and self.last_sample is not None
         available = min(self.lower_order_nums, self.config.solver_order)
-        key = (available, corrects, self.predict_x0, self.solver_p is None)
+        key = (available, corrects, self.predict_x0, self.solver_p is None, len(self.timesteps))
         programs = self._programs
         if key not in programs:
             programs[key] = self._program(available, corrects)
@@ -202,7 +202,10 @@ class UniPCMultistepScheduler(MultistepScheduler):
     def _wanted_orders(self) -> np.ndarray:
         """Of each step's predictor, once there are enough predictions."""
         order, rows = self.config.solver_order, len(self._levels) - 1
-        return np.minimum(order, np.arange(rows, 0, -1)) if self.config.lower_order_final else np.full(rows, order)
+        if not self.config.lower_order_final:
+            return np.full(rows, order)
+        # The last step is that of the last of `timesteps`, which users cut short.
+        return np.clip(min(rows, len(self.timesteps)) - np.arange(rows), 1, order)
 
     def _program(self, available: int, corrects: bool) -> StepProgram:
         """The steps where `available` earlier predictions are remembered, and the last state if they correct it."""

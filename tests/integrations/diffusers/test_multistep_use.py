@@ -134,6 +134,17 @@ def test_replaced_tables_take_effect(name):
     close(run(mine, None), run(theirs, None))
 
 
+@pytest.mark.parametrize("cut", [slice(2, None), slice(None, 4)], ids=str)
+@pytest.mark.parametrize("name", BOTH)
+def test_a_run_cut_short_ends_in_lower_order(name, cut):
+    """Steps are counted by `timesteps`, also where only those were sliced."""
+    mine, theirs = (getattr(side, name)(solver_order=3) for side in (cases.ours, cases.diffusers))
+    for scheduler in (mine, theirs):
+        scheduler.set_timesteps(20)
+        scheduler.timesteps = scheduler.timesteps[cut]
+    close(run(mine, None), run(theirs, None))
+
+
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("flow", [False, True])
 def test_add_noise(name, flow):
