@@ -129,7 +129,7 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
             # Timesteps whose λ is below lambda_min_clipped are left out.
             clipped = torch.searchsorted(self.lambda_t.flip(0), config.lambda_min_clipped).item()
             visited = self._even_timesteps(num_inference_steps, total - int(clipped))
-            levels = np.interp(visited, np.arange(total), table)
+            levels = np.interp(visited, np.arange(len(table)), table)
             if spacing is not None:
                 rounded = spacing in ("karras", "lu") and config.beta_schedule != "squaredcos_cap_v2"
                 visited = self._spaced_timesteps(spacing, num_inference_steps, rounded)

@@ -160,7 +160,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
 
     def _program(self) -> StepProgram:
         if None not in self._programs:
-            levels = self._levels
+            levels = self._checked_levels()
             steps = chain(np.ones_like(levels), levels, np.zeros(len(levels) - 1), self.prediction)
             self._programs[None] = ddim(steps, clip=None).with_x0()
         return self._programs[None]
@@ -169,7 +169,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         """x̂ = x + √(σ̂²−σ²)·s_noise·z and a step from there, z in slot 0 because x0, in slot 1, has its part of it."""
         key = (gamma, s_noise)
         if key not in self._programs:
-            sigma, sigma_next = self._levels[:-1], self._levels[1:]
+            sigma, sigma_next = self._checked_levels()[:-1], self._levels[1:]
             raised = sigma * (1 + gamma)
             one = np.ones_like(sigma)
             # x0 from x̂; where it is v, diffusers converts it with the level that the network was told.

@@ -125,7 +125,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     def _program(self, half: str) -> StepProgram:
         """Rows for the calls in `timesteps`; slot 0 is `sample`, slot 1 `prev_derivative`, slot 2 the x0 of a row."""
         if half not in self._programs:
-            here, rows = self._levels[:-1], len(self._levels) - 1
+            here, rows = self._checked_levels()[:-1], len(self._levels) - 1
             one = np.ones(rows)
             steps = single_steps(one, here, one, self._levels[1:], np.zeros(rows), self.prediction)
             named = steps.x0_columns()

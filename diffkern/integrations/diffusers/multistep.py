@@ -132,13 +132,14 @@ class MultistepScheduler(SigmaScheduler):
 
         Raises ValueError for a prediction type that there is not, and for levels above 1 of a flow.
         """
+        levels = self._checked_levels()
         alpha, sigma = self._level_pair()
         if (alpha < 0).any():
             raise ValueError(
-                f"sigmas reach {self._levels.max()}, but use_flow_sigmas is True, whose sigmas are at most 1; "
+                f"sigmas reach {levels.max()}, but use_flow_sigmas is True, whose sigmas are at most 1; "
                 "leave out the other spacing, or use_flow_sigmas"
             )
-        a, s, level = alpha[:-1], sigma[:-1], self._levels[:-1]
+        a, s, level = alpha[:-1], sigma[:-1], levels[:-1]
         none, one, flow = np.zeros_like(a), np.ones_like(a), self.config.use_flow_sigmas
         with np.errstate(divide="ignore"):
             x0, eps = {

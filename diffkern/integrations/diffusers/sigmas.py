@@ -63,6 +63,17 @@ class SigmaScheduler(Scheduler):
         abar = torch.as_tensor(self._abar, dtype=self.alphas_cumprod.dtype)
         return (((1 - abar) / abar) ** 0.5).double().numpy()
 
+    def _checked_levels(self) -> np.ndarray:
+        """The levels, from which a program is to be made; ValueError unless they are finite and none is negative."""
+        levels = self._levels
+        bad = np.flatnonzero(~(np.isfinite(levels) & (levels >= 0)))
+        if bad.size:
+            raise ValueError(
+                f"sigmas[{bad[0]}] is {levels[bad[0]]}; sigmas must be finite and none below 0: they are where all "
+                "betas lie in [0, 1) and alphas_cumprod stays above 0"
+            )
+        return levels
+
     # Spacings.
 
     def _spacing(self) -> str | None:

@@ -357,3 +357,19 @@ def test_algorithms_that_diffusers_deprecates_warn():
         warnings.simplefilter("error")
         with pytest.raises(FutureWarning, match="dpmsolver"):
             getattr(cases.ours, DPM)(algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({}, {"sigmas": [0.2, 0.5, 1.0]}, "must fall and stay above 0"),
+        ({}, {"sigmas": [1.0, 0.0]}, "must fall and stay above 0"),
+        ({}, {"sigmas": [1.0, float("nan")]}, "must fall and stay above 0"),
+        ({"shift_terminal": 0.1}, {"num_inference_steps": 1}, "shift_terminal .* two steps or more"),
+    ],
+    ids=str,
+)
+def test_flow_levels_that_cannot_be(options, call, message):
+    scheduler = cases.ours.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", **options)
+    with pytest.raises(ValueError, match=message):
+        scheduler.set_timesteps(**call)

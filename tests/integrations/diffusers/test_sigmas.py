@@ -317,3 +317,24 @@ def test_add_noise_broadcasts(name):
         actual = mine.add_noise(first, second, t)
         assert actual.dtype == expected.dtype
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+SIGMAS = [*EXPLODING, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
+
+
+@pytest.mark.parametrize("beta_end", [2.0, float("nan")])
+@pytest.mark.parametrize("name", SIGMAS)
+def test_betas_that_give_no_levels(name, beta_end, x):
+    """They may be had, as diffusers' tests do, but no step be made of them."""
+    scheduler = made(name, 5, beta_start=0.1, beta_end=beta_end)
+    with pytest.raises(ValueError, match=r"sigmas\[0\] is (inf|nan); .* betas\s+lie in \[0, 1\)"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+
+
+@pytest.mark.parametrize("name", SIGMAS)
+def test_betas_fewer_than_the_timesteps(name, x):
+    """The last level holds beyond, as in diffusers."""
+    theirs, mine = (getattr(module, name)(trained_betas=[0.1, 0.2, 0.3]) for module in (diffusers, ours))
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(5)
+    assert torch.equal(mine.sigmas, theirs.sigmas)
