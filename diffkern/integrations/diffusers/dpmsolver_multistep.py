@@ -129,7 +129,7 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
             # Timesteps whose λ is below lambda_min_clipped are left out.
             clipped = torch.searchsorted(self.lambda_t.flip(0), config.lambda_min_clipped).item()
             visited = self._even_timesteps(num_inference_steps, total - int(clipped))
-            levels = np.interp(visited, np.arange(total), table)
+            levels = np.interp(visited, np.arange(len(table)), table)
             if spacing is not None:
                 rounded = spacing in ("karras", "lu") and config.beta_schedule != "squaredcos_cap_v2"
                 visited = self._spaced_timesteps(spacing, num_inference_steps, rounded)
@@ -174,9 +174,10 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
                 source = {"noise": variance_noise.to(x.device, torch.float32)}
         available = min(self.lower_order_nums, self.config.solver_order - 1)
         programs = self._programs
-        if available not in programs:
-            programs[available] = self._program(available)
-        program = programs[available]
+        key = (available, len(self.timesteps))
+        if key not in programs:
+            programs[key] = self._program(available)
+        program = programs[key]
         slots = self._remembered(program, row, x)
         x_next = self._advance(program, row, output, x, slots, **source)
         self._push(slots[row % len(slots)])
@@ -189,11 +190,13 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
         """The steps where `available` earlier predictions are remembered."""
         config, rows = self.config, len(self._levels) - 1
         orders = np.full(rows, config.solver_order)
-        few = config.lower_order_final and rows < FEW_STEPS
+        # The last step is that of the last of `timesteps`, which users cut short.
+        last = min(rows, len(self.timesteps)) - 1
+        few = config.lower_order_final and len(self.timesteps) < FEW_STEPS
         if few:
-            orders[-2:-1] = min(config.solver_order, 2)
+            orders[max(last - 1, 0) : last] = min(config.solver_order, 2)
         if few or config.euler_at_final or config.final_sigmas_type == "zero":
-            orders[-1] = 1
+            orders[last] = 1
         return dpm_multistep(
             self._transitions(),
             orders=np.minimum(orders, available + 1),

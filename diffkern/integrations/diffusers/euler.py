@@ -62,8 +62,8 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     ) -> None:
         """Sets `timesteps`, float32 (steps,), and `sigmas` (steps + 1,), by exactly one of the three.
 
-        num_inference_steps: spaced as the config says. timesteps: these, falling, whole numbers in [0, T). sigmas:
-        these levels, the last being where the run ends; their timesteps are looked up.
+        num_inference_steps: spaced as the config says. timesteps: these, falling in [0, T − 1], between
+        whole numbers too. sigmas: these levels, the last being where the run ends; their timesteps are looked up.
 
         Raises ValueError for another number of arguments, numbers out of range, names in the config that it does not
         know, and timesteps where the config's spacing chooses the levels.
@@ -74,7 +74,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         table = self._sigma_table()
         if sigmas is not None:
             levels = _custom_sigmas(sigmas)
-            visited = self._sigma_to_t(levels[:-1], np.log(table))
+            visited = self._sigma_to_t(levels[:-1].astype(np.float32), self._log_sigma_table())
         else:
             if timesteps is not None:
                 visited = self._custom_timesteps(timesteps)
@@ -98,7 +98,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         spacing = self._spacing()
         if spacing is not None:
             levels = self._respaced(spacing, levels, n)
-            timesteps = self._sigma_to_t(levels, np.log(table))
+            timesteps = self._sigma_to_t(levels, self._log_sigma_table())
         match self.config.final_sigmas_type:
             case "zero":
                 return np.append(levels, 0.0), timesteps
@@ -121,7 +121,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     def _custom_timesteps(self, timesteps: Sequence[float]) -> np.ndarray:
         if self._spacing() is not None or self._continuous():
             raise ValueError("timesteps cannot be given where the config spaces the sigmas or has continuous timesteps")
-        return custom_timesteps(timesteps, self.config.num_train_timesteps)
+        return custom_timesteps(timesteps, self.config.num_train_timesteps, fractions=True)
 
     def step(
         self,
@@ -160,7 +160,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
 
     def _program(self) -> StepProgram:
         if None not in self._programs:
-            levels = self._levels
+            levels = self._checked_levels()
             steps = chain(np.ones_like(levels), levels, np.zeros(len(levels) - 1), self.prediction)
             self._programs[None] = ddim(steps, clip=None).with_x0()
         return self._programs[None]
@@ -169,7 +169,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         """x̂ = x + √(σ̂²−σ²)·s_noise·z and a step from there, z in slot 0 because x0, in slot 1, has its part of it."""
         key = (gamma, s_noise)
         if key not in self._programs:
-            sigma, sigma_next = self._levels[:-1], self._levels[1:]
+            sigma, sigma_next = self._checked_levels()[:-1], self._levels[1:]
             raised = sigma * (1 + gamma)
             one = np.ones_like(sigma)
             # x0 from x̂; where it is v, diffusers converts it with the level that the network was told.

@@ -83,7 +83,7 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
 
     def _program(self) -> StepProgram:
         if None not in self._programs:
-            levels = self._levels
+            levels = self._checked_levels()
             steps = chain(np.ones_like(levels), levels, np.zeros(len(levels) - 1), self.prediction)
             self._programs[None] = euler_ancestral(steps, clip=None).with_x0()
         return self._programs[None]

@@ -61,7 +61,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         """Sets `timesteps`, float32 (2·steps − 1,), and `sigmas`, one more, by num_inference_steps or timesteps.
 
         num_inference_steps: spaced as the config says, in num_train_timesteps if it is given. timesteps: these,
-        falling, whole numbers in [0, T).
+        falling in [0, T − 1], between whole numbers too.
 
         Raises ValueError if both or neither are given, for numbers out of range, for an unknown spacing, and for
         timesteps where the config's spacing chooses the levels.
@@ -78,12 +78,12 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         elif spacing is not None:
             raise ValueError("timesteps cannot be given where the config spaces the sigmas")
         else:
-            visited = custom_timesteps(timesteps, self.config.num_train_timesteps)
+            visited = custom_timesteps(timesteps, self.config.num_train_timesteps, fractions=True)
         visited = visited.astype(np.float32)
         levels = np.interp(visited, np.arange(len(table)), table)
         if spacing is not None:
             levels = self._respaced(spacing, levels, len(visited))
-            visited = self._sigma_to_t(levels, np.log(table)).astype(np.float32)
+            visited = self._sigma_to_t(levels, self._log_sigma_table()).astype(np.float32)
         self.num_inference_steps = len(visited)
         self._schedule(np.repeat(visited, 2)[1:], np.append(np.repeat(levels, 2)[1:], 0.0), device)
         self.prev_derivative: Tensor | None = None
@@ -125,7 +125,7 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     def _program(self, half: str) -> StepProgram:
         """Rows for the calls in `timesteps`; slot 0 is `sample`, slot 1 `prev_derivative`, slot 2 the x0 of a row."""
         if half not in self._programs:
-            here, rows = self._levels[:-1], len(self._levels) - 1
+            here, rows = self._checked_levels()[:-1], len(self._levels) - 1
             one = np.ones(rows)
             steps = single_steps(one, here, one, self._levels[1:], np.zeros(rows), self.prediction)
             named = steps.x0_columns()

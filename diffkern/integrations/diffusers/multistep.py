@@ -94,20 +94,6 @@ class MultistepScheduler(SigmaScheduler):
         first, last = (float(np.asarray(in_lambdas)[end]) for end in (0, -1))
         return first + np.linspace(0, 1, num_inference_steps) * (last - first)
 
-    def _sigma_to_t(self, sigma: ArrayLike, log_sigmas: ArrayLike) -> np.ndarray:
-        """The fractional timesteps of levels, between neighbours of log_sigmas (T,), those of the process.
-
-        These rise, but for the last that zero terminal SNR may leave below its neighbour.
-        """
-        known = np.asarray(log_sigmas)
-        log_sigma = np.log(np.maximum(np.asarray(sigma, dtype=np.float64), 1e-10))
-        reached = log_sigma[..., None] >= known
-        last = known.size - 1 - reached[..., ::-1].argmax(axis=-1)
-        low = np.where(reached.any(axis=-1), np.minimum(last, known.size - 2), 0)
-        # In log_sigmas' own precision, float32 as a rule: what comes out a whole number must do so here too.
-        share = np.clip((known[low] - log_sigma) / (known[low] - known[low + 1]), 0, 1)
-        return np.asarray((1 - share) * low + share * (low + 1))
-
     def _final_sigma(self, sigma_min: float) -> float:
         """The level that the last step leads to."""
         kind = self.config.final_sigmas_type
@@ -146,13 +132,14 @@ class MultistepScheduler(SigmaScheduler):
 
         Raises ValueError for a prediction type that there is not, and for levels above 1 of a flow.
         """
+        levels = self._checked_levels()
         alpha, sigma = self._level_pair()
         if (alpha < 0).any():
             raise ValueError(
-                f"sigmas reach {self._levels.max()}, but use_flow_sigmas is True, whose sigmas are at most 1; "
+                f"sigmas reach {levels.max()}, but use_flow_sigmas is True, whose sigmas are at most 1; "
                 "leave out the other spacing, or use_flow_sigmas"
             )
-        a, s, level = alpha[:-1], sigma[:-1], self._levels[:-1]
+        a, s, level = alpha[:-1], sigma[:-1], levels[:-1]
         none, one, flow = np.zeros_like(a), np.ones_like(a), self.config.use_flow_sigmas
         with np.errstate(divide="ignore"):
             x0, eps = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffkern.integrations.diffusers.scheduler import Scheduler, _version
 from diffkern.ops import q_sample
-from diffkern.process import space_sigmas, timesteps_of_sigmas
+from diffkern.process import space_sigmas
 
 SPACINGS = {
     "use_karras_sigmas": "karras",
@@ -63,6 +63,17 @@ class SigmaScheduler(Scheduler):
         abar = torch.as_tensor(self._abar, dtype=self.alphas_cumprod.dtype)
         return (((1 - abar) / abar) ** 0.5).double().numpy()
 
+    def _checked_levels(self) -> np.ndarray:
+        """The levels, from which a program is to be made; ValueError unless they are finite and none is negative."""
+        levels = self._levels
+        bad = np.flatnonzero(~(np.isfinite(levels) & (levels >= 0)))
+        if bad.size:
+            raise ValueError(
+                f"sigmas[{bad[0]}] is {levels[bad[0]]}; sigmas must be finite and none below 0: they are where all "
+                "betas lie in [0, 1) and alphas_cumprod stays above 0"
+            )
+        return levels
+
     # Spacings.
 
     def _spacing(self) -> str | None:
@@ -97,11 +108,25 @@ class SigmaScheduler(Scheduler):
         return np.log(self._respaced("lu", np.exp(in_lambdas), num_inference_steps))
 
     def _sigma_to_t(self, sigma: ArrayLike, log_sigmas: ArrayLike) -> np.ndarray:
-        """The fractional timesteps of levels, log_sigmas (T,) being those of the process, rising."""
-        table = np.exp(log_sigmas)
-        # The last level may lie below the one before it: where zero terminal SNR is held off.
-        at_the_end = np.asarray(sigma) >= table[-1] * (1 - 1e-9)
-        return np.where(at_the_end, len(table) - 1.0, timesteps_of_sigmas(sigma, table))
+        """The fractional timesteps of levels, between neighbours of log_sigmas (T,), those of the process.
+
+        These rise, but for the last that zero terminal SNR may leave below its neighbour.
+        """
+        known = np.asarray(log_sigmas)
+        log_sigma = np.log(np.maximum(sigma, 1e-10))
+        reached = log_sigma[..., None] >= known
+        last = known.size - 1 - reached[..., ::-1].argmax(axis=-1)
+        low = np.where(reached.any(axis=-1), np.minimum(last, known.size - 2), 0)
+        # In log_sigmas' own precision, float32 as a rule: what comes out a whole number must do so here too.
+        share = np.clip((known[low] - log_sigma) / (known[low] - known[low + 1]), 0, 1)
+        return np.asarray((1 - share) * low + share * (low + 1))
+
+    def _log_sigma_table(self) -> np.ndarray:
+        """log σ̂ of every timestep of the process, in the dtype of ᾱ, in which diffusers looks levels up.
+
+        A float64 table would find the level of the last timestep elsewhere where zero terminal SNR has several of it.
+        """
+        return np.log(torch.as_tensor(self._sigma_table(), dtype=self.alphas_cumprod.dtype).numpy())
 
     # Counting.
 
@@ -154,7 +179,7 @@ class SigmaScheduler(Scheduler):
         return np.ones_like(self._levels), self._levels
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The state at each of `timesteps`, (N,) or one for all, of the schedule; original_samples' shape and dtype.
+        """The state at each of `timesteps`, (N,) or one for all, of the schedule; of both tensors' shape and dtype.
 
         Where `set_begin_index` was called, it is the state at that step, or at the current one, and `timesteps` do
         not matter. Tables in float64, arithmetic in float32. Raises ValueError for a timestep off the schedule.
@@ -175,6 +200,13 @@ class SigmaScheduler(Scheduler):
         self, first: Tensor, second: Tensor, indices: list[int], of_first: np.ndarray, of_second: np.ndarray
     ) -> Tensor:
         """of_first[i]·first + of_second[i]·second, i of each sample or one for all."""
+        if first.shape != second.shape:
+            first, second = torch.broadcast_tensors(first, second)
+        if len(indices) not in (1, len(first)):
+            raise ValueError(
+                f"timesteps are {len(indices)}; there must be one for each of {len(first)} samples or one for all"
+            )
+        first = self._promoted(first, second)
         t = torch.tensor(indices, device=first.device).expand(len(first)).contiguous()
         tables = (torch.tensor(table, device=first.device) for table in (of_first, of_second))
         mixed = q_sample(first, t, *tables, noise=second)

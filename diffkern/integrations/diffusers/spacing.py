@@ -45,13 +45,16 @@ def fractional_timesteps(
     return np.arange(number, dtype=np.float64)[::-1] * (total // number) + config.steps_offset
 
 
-def custom_timesteps(timesteps: Any, num_train_timesteps: int) -> np.ndarray:
-    """`timesteps`, a list, array or tensor of whole numbers falling within [0, T), as int64.
+def custom_timesteps(timesteps: Any, num_train_timesteps: int, *, fractions: bool = False) -> np.ndarray:
+    """`timesteps`, a list, array or tensor of numbers falling within [0, T − 1]: whole ones, int64, or with `fractions`
+    any, float64.
 
     Raises ValueError for anything else.
     """
-    given = np.asarray(timesteps.cpu() if isinstance(timesteps, Tensor) else timesteps)
-    whole = given.ndim == 1 and given.size > 0 and given.dtype.kind in "iuf" and (given == np.floor(given)).all()
-    if not whole or given[0] >= num_train_timesteps or given[-1] < 0 or (given[1:] >= given[:-1]).any():
-        raise ValueError(f"timesteps are {timesteps}; they must be whole numbers falling in [0, {num_train_timesteps})")
-    return given.astype(np.int64)
+    given = np.asarray(timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps)
+    last, kind = num_train_timesteps - 1, "numbers" if fractions else "whole numbers"
+    known = given.ndim == 1 and given.size > 0 and given.dtype.kind in "iuf" and bool(np.isfinite(given).all())
+    known = known and (fractions or bool((given == np.floor(given)).all()))
+    if not known or given[0] > last or given[-1] < 0 or (given[1:] >= given[:-1]).any():
+        raise ValueError(f"timesteps are {timesteps}; they must be {kind} falling in [0, {last}]")
+    return given.astype(np.float64 if fractions else np.int64)

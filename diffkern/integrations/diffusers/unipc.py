@@ -111,6 +111,9 @@ class UniPCMultistepScheduler(MultistepScheduler):
         if sigmas is not None:
             if not config.use_flow_sigmas or spacing is not None:
                 raise ValueError("sigmas are given; they need use_flow_sigmas=True and no other spacing")
+            given = np.asarray(sigmas, dtype=np.float64)
+            if given.ndim != 1 or not (given > 0).all() or (given[1:] > given[:-1]).any():
+                raise ValueError(f"sigmas are {given.tolist()}; they must fall and stay above 0")
             num_inference_steps = len(sigmas)
         if num_inference_steps is None:
             raise ValueError("num_inference_steps is None; it or sigmas must be given")
@@ -127,7 +130,7 @@ class UniPCMultistepScheduler(MultistepScheduler):
             levels = self._flow_levels(num_inference_steps, sigmas, mu)
             visited = (levels * total).astype(np.int64)
         else:
-            levels = np.interp(visited, np.arange(total), table)
+            levels = np.interp(visited, np.arange(len(table)), table)
         even = spacing is None and not config.use_flow_sigmas
         final = self._final_sigma(table[0] if even else levels[-1])
         self._schedule(visited, np.append(levels, final), device)
@@ -162,6 +165,10 @@ class UniPCMultistepScheduler(MultistepScheduler):
     def stretch_shift_to_terminal(self, t: Any) -> Any:
         """Levels stretched so that the last is the config's shift_terminal, and 1 stays 1."""
         clean = 1 - t
+        if not clean[-1] > 0:
+            raise ValueError(
+                "shift_terminal is given; it needs a run of two steps or more, whose last level is below 1"
+            )
         return 1 - clean / (clean[-1] / (1 - self.config.shift_terminal))
 
     def step(
@@ -178,7 +185,7 @@ class UniPCMultistepScheduler(MultistepScheduler):
         x, output = self._operands(model_output, sample)
         corrects = row > 0 and row - 1 not in self.disable_corrector and self.last_sample is not None
         available = min(self.lower_order_nums, self.config.solver_order)
-        key = (available, corrects, self.predict_x0, self.solver_p is None)
+        key = (available, corrects, self.predict_x0, self.solver_p is None, len(self.timesteps))
         programs = self._programs
         if key not in programs:
             programs[key] = self._program(available, corrects)
@@ -202,7 +209,10 @@ class UniPCMultistepScheduler(MultistepScheduler):
     def _wanted_orders(self) -> np.ndarray:
         """Of each step's predictor, once there are enough predictions."""
         order, rows = self.config.solver_order, len(self._levels) - 1
-        return np.minimum(order, np.arange(rows, 0, -1)) if self.config.lower_order_final else np.full(rows, order)
+        if not self.config.lower_order_final:
+            return np.full(rows, order)
+        # The last step is that of the last of `timesteps`, which users cut short.
+        return np.clip(min(rows, len(self.timesteps)) - np.arange(rows), 1, order)
 
     def _program(self, available: int, corrects: bool) -> StepProgram:
         """The steps where `available` earlier predictions are remembered, and the last state if they correct it."""

@@ -86,7 +86,13 @@ def test_a_run_that_begins_later(begin):
 
 
 @pytest.mark.parametrize(
-    "custom", [{"timesteps": [900, 700, 300, 100, 0]}, {"sigmas": [9.0, 4.0, 1.5, 0.2, 0.0]}], ids=str
+    "custom",
+    [
+        {"timesteps": [900, 700, 300, 100, 0]},
+        {"timesteps": [999.0, 666.5, 333.25, 0.0]},
+        {"sigmas": [9.0, 4.0, 1.5, 0.2, 0.0]},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_custom_schedules(custom, prediction):

@@ -134,6 +134,17 @@ def test_replaced_tables_take_effect(name):
     close(run(mine, None), run(theirs, None))
 
 
+@pytest.mark.parametrize("cut", [slice(2, None), slice(None, 4)], ids=str)
+@pytest.mark.parametrize("name", BOTH)
+def test_a_run_cut_short_ends_in_lower_order(name, cut):
+    """Steps are counted by `timesteps`, also where only those were sliced."""
+    mine, theirs = (getattr(side, name)(solver_order=3) for side in (cases.ours, cases.diffusers))
+    for scheduler in (mine, theirs):
+        scheduler.set_timesteps(20)
+        scheduler.timesteps = scheduler.timesteps[cut]
+    close(run(mine, None), run(theirs, None))
+
+
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("flow", [False, True])
 def test_add_noise(name, flow):
@@ -346,3 +357,19 @@ def test_algorithms_that_diffusers_deprecates_warn():
         warnings.simplefilter("error")
         with pytest.raises(FutureWarning, match="dpmsolver"):
             getattr(cases.ours, DPM)(algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({}, {"sigmas": [0.2, 0.5, 1.0]}, "must fall and stay above 0"),
+        ({}, {"sigmas": [1.0, 0.0]}, "must fall and stay above 0"),
+        ({}, {"sigmas": [1.0, float("nan")]}, "must fall and stay above 0"),
+        ({"shift_terminal": 0.1}, {"num_inference_steps": 1}, "shift_terminal .* two steps or more"),
+    ],
+    ids=str,
+)
+def test_flow_levels_that_cannot_be(options, call, message):
+    scheduler = cases.ours.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", **options)
+    with pytest.raises(ValueError, match=message):
+        scheduler.set_timesteps(**call)

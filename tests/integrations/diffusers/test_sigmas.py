@@ -290,3 +290,51 @@ def test_levels_at_the_end_of_a_table_that_falls_there():
     table = scheduler._sigma_table()
     assert table[-1] < table[-2]
     assert scheduler._sigma_to_t(table[-1], np.log(table)) == 999
+
+
+@pytest.mark.parametrize("rescale_betas_zero_snr", [False, True])
+@pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+def test_timesteps_of_spaced_levels_are_those_of_diffusers(spacing, rescale_betas_zero_snr):
+    """To the bit: of the several timesteps with one level that zero terminal SNR has, float32 finds the one."""
+    config = {spacing: True, "rescale_betas_zero_snr": rescale_betas_zero_snr, "timestep_spacing": "trailing"}
+    theirs, mine = (module.EulerDiscreteScheduler(**config) for module in (diffusers, ours))
+    for steps in (3, 10, 30):
+        theirs.set_timesteps(steps)
+        mine.set_timesteps(steps)
+        assert torch.equal(mine.timesteps, theirs.timesteps)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_add_noise_broadcasts(name):
+    """One noise for all samples, one sample for all noises; the promoted dtype."""
+    theirs, mine = (getattr(module, name)() for module in (diffusers, ours))
+    x, noise = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(5)
+    t = mine.timesteps[[0, 1, 3, 2]]
+    for first, second in ((x, noise[:1]), (x[:1], noise), (x, noise.double())):
+        expected = theirs.add_noise(first, second, t)
+        actual = mine.add_noise(first, second, t)
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+SIGMAS = [*EXPLODING, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
+
+
+@pytest.mark.parametrize("beta_end", [2.0, float("nan")])
+@pytest.mark.parametrize("name", SIGMAS)
+def test_betas_that_give_no_levels(name, beta_end, x):
+    """They may be had, as diffusers' tests do, but no step be made of them."""
+    scheduler = made(name, 5, beta_start=0.1, beta_end=beta_end)
+    with pytest.raises(ValueError, match=r"sigmas\[0\] is (inf|nan); .* betas\s+lie in \[0, 1\)"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+
+
+@pytest.mark.parametrize("name", SIGMAS)
+def test_betas_fewer_than_the_timesteps(name, x):
+    """The last level holds beyond, as in diffusers."""
+    theirs, mine = (getattr(module, name)(trained_betas=[0.1, 0.2, 0.3]) for module in (diffusers, ours))
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(5)
+    assert torch.equal(mine.sigmas, theirs.sigmas)
