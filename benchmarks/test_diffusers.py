@@ -17,6 +17,7 @@ STEPS = 50
 # A row's name, the class, the arguments of its step.
 SCHEDULERS = {
     "DDIM, η = 0": ("DDIMScheduler", {}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
     "DDPM": ("DDPMScheduler", {}),
 }
 NOISE = {"torch's draws": "torch", "own noise": "philox"}
@@ -68,7 +69,7 @@ class Case:
             with use_backend("reference"):
                 assert_close(self.step(1, [x.double() for x in self.tensors], seeded))(result)
         else:
-            assert_close(self.step(0, self.tensors, seeded).double(), 1e-5)(result)  # diffusers' tables are float32
+            assert_close(self.step(0, self.tensors, seeded).double(), 1e-5)(result)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

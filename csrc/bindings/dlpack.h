@@ -1,5 +1,6 @@
 // The part of DLPack's ABI (version 1, https://dmlc.github.io/dlpack) by which a tensor library shows its tensors to C
-// code: the plain tensor, and the table of functions in the capsule `__dlpack_c_exchange_api__` of a tensor type.
+// code: the plain tensor, one with its owner, and the table of functions in the capsule `__dlpack_c_exchange_api__` of
+// a tensor type.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +31,14 @@ struct Tensor {
     int64_t* strides;  // in elements
     uint64_t byte_offset;
 };
+
+// A tensor that is handed over in a capsule of the name "dltensor".
+struct ManagedTensor {
+    Tensor tensor;
+    void* context;
+    void (*deleter)(ManagedTensor* self);
+};
+constexpr const char* kTensorCapsuleName = "dltensor";
 
 struct ExchangeApi {
     struct {

@@ -28,8 +28,8 @@ def flat_samples(x: Tensor) -> Tensor:
     return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
 
 
-def empty_like_layout(x: Tensor) -> Tensor:
-    """An empty tensor in x's memory format, or contiguous if x has neither."""
+def empty_like_layout(x: Tensor, device: str | None = None) -> Tensor:
+    """An empty tensor in x's memory format, or contiguous if x has neither; on x's device unless one is given."""
     if x.is_contiguous() or is_channels_last(x):
-        return torch.empty_like(x)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        return torch.empty_like(x, device=device)
+    return torch.empty(x.shape, dtype=x.dtype, device=device or x.device)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import empty_like_layout, is_channels_last
+from diffkern.ops import _memory
+from diffkern.ops._layout import is_channels_last
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
@@ -64,8 +65,8 @@ def counter_source(seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> 
 
 
 def output_like(x: Tensor) -> Tensor:
-    """`empty_like_layout` for an output that a kernel is about to write whole."""
-    return about_to_write(empty_like_layout(x))
+    """An output that a kernel is about to write whole, in x's memory format."""
+    return about_to_write(_memory.output_like(x))
 
 
 def about_to_write(out: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffkern import backends
+from diffkern.ops._memory import output_like
 
 _BLOCK = 16  # torch's; a shorter tensor is drawn in another way
 _DRAWING = threading.Lock()  # torch locks a generator for the length of a draw; its lock is not to be had from here
@@ -34,10 +35,10 @@ if hasattr(os, "register_at_fork"):
 
 def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
     """What torch.randn_like(like) would draw from `generator`: values, dtype, memory format, and its state after."""
-    out = torch.empty_like(like, requires_grad=False)
-    pieces = min(torch.get_num_threads(), out.numel() // _PIECE_FROM)
-    if pieces < 2 or not _divisible(out, generator):
-        return out.normal_(generator=generator)
+    pieces = min(torch.get_num_threads(), like.numel() // _PIECE_FROM)
+    if pieces < 2 or not _divisible(like, generator):
+        return torch.empty_like(like, requires_grad=False).normal_(generator=generator)
+    out = output_like(like)
     with _DRAWING:
         _draw(out.view(-1), generator, pieces)
     return out

@@ -15,7 +15,7 @@ from diffkern.integrations.diffusers.spacing import spaced_timesteps
 from diffkern.integrations.diffusers.steps import SingleSteps, single_steps
 from diffkern.integrations.diffusers.tables import EndLevel
 from diffkern.integrations.draws import Generators
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import ddim
 
 
@@ -91,7 +91,7 @@ class DDIMScheduler(Scheduler):
                 source = self._noise_source(model_output, sample, generator)
             else:
                 source = {"noise": variance_noise}
-        x0 = empty_like_layout(sample)
+        x0 = output_like(sample)
         x_next = self._advance(steps.program, row, model_output, sample, [x0], **source)
         return SchedulerOutput(x_next, x0) if return_dict else (x_next, x0)
 

@@ -14,7 +14,7 @@ from diffkern.integrations.diffusers.scheduler import Scheduler
 from diffkern.integrations.diffusers.spacing import spaced_timesteps
 from diffkern.integrations.diffusers.steps import SingleSteps, single_steps
 from diffkern.integrations.diffusers.tables import EndLevel
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import ddim
 
 
@@ -80,7 +80,7 @@ class DDIMInverseScheduler(Scheduler):
         steps = self._steps()
         row = steps.row(self._value(timestep))
         sample = self._promoted(sample, model_output)
-        x0 = empty_like_layout(sample)
+        x0 = output_like(sample)
         x_next = self._advance(steps.program, row, model_output, sample, [x0])
         return SchedulerOutput(x_next, x0) if return_dict else (x_next, x0)
 

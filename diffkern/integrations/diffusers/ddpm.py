@@ -13,7 +13,7 @@ from diffkern.integrations.diffusers.scheduler import Scheduler
 from diffkern.integrations.diffusers.spacing import custom_timesteps, spaced_timesteps
 from diffkern.integrations.diffusers.steps import SingleSteps, single_steps
 from diffkern.integrations.draws import Generators
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import StepProgram, Transitions, step_program
 
 LEARNED = ("learned", "learned_range")
@@ -122,7 +122,7 @@ class DDPMScheduler(Scheduler):
         sample = self._promoted(sample, model_output)
         # The row of timestep 0 has no noise, and does not read what is given for it.
         source = self._noise_source(model_output, sample, generator) if value > 0 else {"noise": sample}
-        x0 = empty_like_layout(sample)
+        x0 = output_like(sample)
         x_next = self._advance(steps.program, row, model_output, sample, [x0], **source)
         return SchedulerOutput(x_next, x0) if return_dict else (x_next, x0)
 

@@ -15,7 +15,7 @@ from diffkern.integrations.diffusers.outputs import SchedulerOutput
 from diffkern.integrations.diffusers.spacing import custom_timesteps, fractional_timesteps
 from diffkern.integrations.draws import Generators
 from diffkern.ops import philox_normal
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import StepProgram, chain, ddim, step_program
 
 
@@ -148,7 +148,7 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         row = self._index(timestep)
         level = float(np.float32(self._levels[row]))  # as users see it, who compare with s_tmin and s_tmax
         gamma = min(s_churn / (len(self._levels) - 1), 2**0.5 - 1) if s_tmin <= level <= s_tmax else 0.0
-        x0 = empty_like_layout(sample)
+        x0 = output_like(sample)
         if gamma > 0:
             z = self._unit_noise(model_output, sample, row, generator)
             x_next = self._advance(self._churn_program(gamma, s_noise), row, model_output, sample, [z, x0])

@@ -13,7 +13,7 @@ from diffkern.integrations.diffusers.exploding import ExplodingScheduler
 from diffkern.integrations.diffusers.outputs import SchedulerOutput
 from diffkern.integrations.diffusers.spacing import fractional_timesteps
 from diffkern.integrations.draws import Generators
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import StepProgram, chain, euler_ancestral
 
 
@@ -75,7 +75,7 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
         """
         self._check_step(timestep)
         row, program = self._index(timestep), self._program()
-        x0 = empty_like_layout(sample)
+        x0 = output_like(sample)
         source = self._noise_source(model_output, sample, generator)
         x_next = self._advance(program, row, model_output, sample, [x0], **source).to(model_output.dtype)
         self._step_index = row + 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffkern.integrations.diffusers.exploding import ExplodingScheduler
 from diffkern.integrations.diffusers.outputs import SchedulerOutput
 from diffkern.integrations.diffusers.spacing import custom_timesteps, fractional_timesteps
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import StepProgram, single_steps, step_program
 
 
@@ -105,9 +105,9 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         Raises ValueError for a timestep that is not in `timesteps`.
         """
         row, sample = self._index(timestep), self._promoted(sample, model_output)
-        x0 = empty_like_layout(sample)
+        x0 = output_like(sample)
         if self.dt is None:
-            derivative = empty_like_layout(sample)
+            derivative = output_like(sample)
             program = self._program("first")
             x_next = self._advance(program, row, model_output, sample, [sample, derivative, x0])
             self.prev_derivative, self.sample = derivative, sample

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffkern.integrations.diffusers.sigmas import SigmaScheduler
 from diffkern.integrations.diffusers.spacing import SPACINGS, check_steps
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import StepProgram, Transitions, step_program
 from diffkern.solvers.dpm_multistep import newest_columns
 
@@ -213,7 +213,7 @@ class MultistepScheduler(SigmaScheduler):
             output = self.model_outputs[-back]
             if output is not None:
                 slots[first + (row - back) % size] = output.to(x.dtype)
-        slots[first + row % size] = empty_like_layout(x)
+        slots[first + row % size] = output_like(x)
         return slots
 
     def _push(self, newest: Tensor) -> None:

@@ -15,7 +15,7 @@ from diffkern.integrations.diffusers.scheduler import Scheduler
 from diffkern.integrations.diffusers.spacing import spaced_timesteps
 from diffkern.integrations.diffusers.steps import SingleSteps, single_steps
 from diffkern.integrations.diffusers.tables import EndLevel
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import StepProgram, Transitions, step_program
 from diffkern.solvers.pndm import RUNGE_KUTTA_STEPS, WEIGHTS, transfer
 
@@ -192,7 +192,7 @@ class PNDMScheduler(Scheduler):
         if key not in self._programs:
             remember = {"g0_m": weight} | ({f"g0_h{int(from_slot)}": 1.0} if so_far else {})
             self._programs[key] = self._steps(stride, (1.0,), from_slot, remember, from_slot + len(so_far))
-        total = empty_like_layout(sample)
+        total = output_like(sample)
         slots = [*([begin] if from_slot else []), *so_far, total]
         return self._run(key, start, model_output, sample, slots), total
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffkern.integrations.diffusers.multistep import MultistepScheduler
 from diffkern.integrations.diffusers.outputs import SchedulerOutput
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers.program import StepProgram
 from diffkern.solvers.unipc import VARIANTS, unipc
 
@@ -194,7 +194,7 @@ class UniPCMultistepScheduler(MultistepScheduler):
         if corrects:
             assert self.last_sample is not None
             slots[(row - 1) % 2] = self.last_sample.to(x.dtype)
-        slots[row % 2] = empty_like_layout(x)
+        slots[row % 2] = output_like(x)
         x_next = self._advance(program, row, output, x, slots)
         self.this_order = min(self._wanted_orders()[row].item(), self.lower_order_nums + 1)
         self.last_sample = slots[row % 2]

@@ -21,7 +21,7 @@ from diffkern.integrations.guided_diffusion.distributions import (
 )
 from diffkern.integrations.guided_diffusion.tables import gathered
 from diffkern.ops import solver_step
-from diffkern.ops._layout import empty_like_layout
+from diffkern.ops._memory import output_like
 from diffkern.solvers import StepProgram
 
 # What a subclass may have its own of; a step is then made of these methods and not in one pass.
@@ -192,7 +192,7 @@ def _pass(
 ) -> tuple[Tensor, Tensor]:
     """(sample, x0) of the program's rows t."""
     x = x.to(torch.promote_types(torch.promote_types(x.dtype, output.dtype), torch.float32))
-    x0 = empty_like_layout(x)
+    x0 = output_like(x)
     return solver_step(x, output, program, t, slots=[x0], extra=extra, **source), x0  # type: ignore[return-value]
 
 
