@@ -59,6 +59,7 @@ def vb_terms(
         off = {"eps": sigma / s, "x0": -1, "v": sigma, "x_prev": -1 / coef1, "flow": sigma / (s + sigma)}[target]
         error = off * (m - wanted)
         predicted = x0 - error
+    unclipped = predicted
     if clip is not None:
         predicted = predicted.clamp(*clip)
     mean = m if target == "x_prev" else coef1 * predicted + coef2 * x_t
@@ -66,15 +67,19 @@ def vb_terms(
         mean = mean.detach()
     difference = true_mean - mean
     if dtype == torch.float64:
-        difference = coef1 * (error if clip is None or target == "x_prev" else x0 - predicted)
+        kept = (predicted == unclipped) | (target == "x_prev")
+        difference = coef1 * torch.where(kept, error, x0 - predicted)
         difference = difference.detach() if stops_mean else difference
+    first = expand(t == 0, x0)
     small, log_betas = at(tables.posterior_log_variance_clipped), at(tables.log_betas)
     if variance == "learned":
         log_var = channels
     elif variance == "learned_range":
         log_var = small + (channels + 1) / 2 * (log_betas - small)
     else:
-        log_var = (torch.where(expand(t == 0, x0), small, log_betas) if variance == "fixed_large" else small).expand_as(mean)
+        log_var = (torch.where(expand(t == 0, x0), small, log_betas) if variance == "fixed_large" else small).expand_as(
+            mean
+        )
     # Whatever is not used must be finite, or its gradient would show.
     first = expand(t == 0, x0)
     kl = normal_kl(difference, small, log_var)

@@ -15,7 +15,9 @@ from diffkern.ops import (
     philox_uint32,
     q_sample,
     solver_step,
+    vb_terms,
 )
+from diffkern.process import GaussianProcess, linear_betas
 from diffkern.process.gaussian import ProcessTables
 from tests.ops import programs
 from tests.ops.cases import Untouched, randn
@@ -228,6 +230,32 @@ DIFFUSION_LOSS: list[Mistake] = [
     *SOURCES,
     *(({**changed, "target": "v"}, error, message) for changed, error, message in SOURCES),
 ]
+BOUND = GaussianProcess(linear_betas(1000)).tables()
+VB_TERMS: list[Mistake] = [
+    ({"model_output": INTEGERS}, TypeError, "model_output must be"),
+    ({"model_output": META}, ValueError, "must be on model_output's device"),
+    ({"x0": X[:, :1]}, ValueError, "x0 must have shape"),
+    ({"t": torch.tensor([0.0, 1.0])}, TypeError, "t must be int64"),
+    ({"t": torch.tensor([0, 1000])}, ValueError, r"t must lie in \[0, 1000\), got 1000 at position 1"),
+    ({"tables": ProcessTables(SIGNAL, SIGMA)}, ValueError, "variance must be given"),
+    ({"tables": ProcessTables(SIGNAL, SIGMA), "variance": "learned"}, ValueError, "x0 must have shape"),
+    ({"tables": BOUND._replace(log_betas=None)}, ValueError, "tables must have log_betas"),
+    ({"tables": BOUND._replace(log_betas=SIGNAL[1:])}, ValueError, "tables must be equally long, got 1000 and 999"),
+    ({"tables": BOUND._replace(log_variance=SIGNAL.half())}, TypeError, "tables.log_variance must be"),
+    ({"target": "noise"}, ValueError, "target must be one of 'eps', 'x0', 'v', 'x_prev', 'flow', got 'noise'"),
+    ({"variance": "learnt"}, ValueError, "variance must be one of .*, got 'learnt'"),
+    ({"variance": "learned"}, ValueError, "x0 must have shape"),
+    ({"model_output": X[:, :1], "variance": "learned"}, ValueError, r"model_output must be \(N, 2C, …\)"),
+    ({"levels": 1}, ValueError, "levels must be an int of at least 2, got 1"),
+    ({"levels": 256.0}, ValueError, "levels must be an int"),
+    ({"decoder": "gauss"}, ValueError, "decoder must be one of 'tanh', 'exact', got 'gauss'"),
+    ({"clip": (1.0, -1.0)}, ValueError, "clip must be"),
+    ({"clip": (0.0,)}, ValueError, "clip must be"),
+    ({"x_t": X}, ValueError, "exactly one of noise, x_t, seed and generator must be given, got 2"),
+    ({"x_t": X[:1], "seed": None}, ValueError, "x_t must have shape"),
+    ({"noise": X[:1], "seed": None}, ValueError, "noise must have shape"),
+    ({"seed": None}, ValueError, "exactly one of noise, x_t, seed and generator must be given, got 0"),
+]
 SCALE: list[Mistake] = [
     ({"scale": "1"}, TypeError, "scale must be a number"),
     ({"scale": None}, TypeError, "scale must be a number"),
@@ -259,6 +287,11 @@ OPS = {
         lambda **arguments: diffusion_loss_and_grad(**arguments)[1],
         {"model_output": X, "x0": X, "t": T, "tables": TABLES, "scale": 1.0, "seed": 1},
         [*DIFFUSION_LOSS, *SCALE],
+    ),
+    "vb_terms": (
+        lambda **arguments: vb_terms(**arguments).vb,
+        {"model_output": X, "x0": X, "t": T, "tables": BOUND, "seed": 1},
+        VB_TERMS,
     ),
 }
 CASES = [(name, number) for name, (_, _, mistakes) in OPS.items() for number in range(len(mistakes))]

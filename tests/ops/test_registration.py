@@ -18,8 +18,11 @@ from diffkern.ops import (
     philox_uint32,
     q_sample,
     solver_step,
+    vb_terms,
 )
 from diffkern.ops._registry import OPS
+from diffkern.ops.vb_terms.op import bound_arguments
+from diffkern.process import GaussianProcess, linear_betas
 from diffkern.process.gaussian import ProcessTables
 from tests.ops import programs
 from tests.ops.cases import DTYPES, in_layout, memory_format, randn, same_bits
@@ -29,6 +32,7 @@ from tests.ops.test_q_sample import SIGMA, SIGNAL
 X = randn(2, 4, 3, 5)
 T = torch.tensor([3, 700])
 TABLES = ProcessTables(SIGNAL, SIGMA)
+BOUND = GaussianProcess(linear_betas(1000)).tables()
 SEED, DRAW, SAMPLES = torch.tensor(5), torch.tensor(1), torch.tensor([3, 9])
 
 
@@ -76,6 +80,26 @@ def loss_cases(layout: str) -> dict[str, tuple[str, tuple]]:
     return {case: (case.split()[0], arguments) for case, arguments in (found | one_pass).items()}
 
 
+def bound_cases(layout: str) -> dict[str, tuple[str, tuple]]:
+    counter = {"noise": None, "seed": SEED, "draw": DRAW, "samples": SAMPLES, "stream": 3, "generator": None}
+    common = {"levels": 17, "stops_mean": False} | counter
+    x0, noise, doubled = (
+        grad(*shape, seed=k, layout=layout) for k, shape in enumerate([(2, 4, 3, 5), (2, 4, 3, 5), (2, 8, 3, 5)])
+    )
+    tables = BOUND._replace(posterior_mean_coef1=BOUND.posterior_mean_coef1.clone().requires_grad_())
+    given = common | {"noise": noise, "seed": None, "y": "x_t"}
+    calls = {
+        f"vb_terms eps {layout}": bound_arguments(x0, noise, T, tables, target="eps", variance="fixed_large", **common),
+        f"vb_terms v {layout}": bound_arguments(
+            doubled, x0, T, tables, target="v", variance="learned_range", decoder="exact", clip=(-1.0, 1.0), **given
+        ),
+    }
+    plain = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in calls[f"vb_terms v {layout}"])
+    scales = {"": torch.tensor([0.5, 2.0, 0.0]).double(), " per sample": torch.ones(2, 3).double()}
+    one_pass = {f"vb_terms_and_grad{name} {layout}": (*plain, scale) for name, scale in scales.items()}
+    return {case: (case.split()[0], arguments) for case, arguments in (calls | one_pass).items()}
+
+
 def cases() -> dict[str, tuple[str, tuple]]:
     found = {
         "uint32": ("philox_uint32", ([2, 3, 5], SEED, DRAW, SAMPLES, 0)),
@@ -90,7 +114,7 @@ def cases() -> dict[str, tuple[str, tuple]]:
             (x, T, *tables, grad(2, 4, 3, 5, seed=1), None, None, None, 3, False),
         )
         found[f"q_sample counter {layout}"] = ("q_sample", (x, T, *tables, None, SEED, DRAW, SAMPLES, 3, True))
-        found |= loss_cases(layout)
+        found |= loss_cases(layout) | bound_cases(layout)
         for name in programs.ALL:
             threshold = torch.tensor([1.2, 1.7], dtype=torch.float64) if name == "threshold" else None
             found[f"solver_step {name} {layout}"] = ("solver_step", step_arguments(name, layout, threshold=threshold))
@@ -141,6 +165,10 @@ def on(device: torch.device) -> ProcessTables:
     return ProcessTables(SIGNAL.to(device), SIGMA.to(device))
 
 
+def bound_on(device: torch.device) -> ProcessTables:
+    return GaussianProcess(linear_betas(1000)).tables(device)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "broadcast"])
 def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
@@ -154,6 +182,10 @@ def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
         lambda x: dynamic_threshold(x, x, programs.THRESHOLD, 0),
         lambda x: diffusion_loss(x, x, T.to(x.device), on(x.device), seed=1),
         lambda x: diffusion_loss_and_grad(x, x, T.to(x.device), on(x.device), scale=0.5, seed=1)[1],
+        lambda x: vb_terms(x, x, T.to(x.device), bound_on(x.device), seed=1).vb,
+        lambda x: diffusion_loss_and_grad(
+            x, x[:, :2], T.to(x.device), bound_on(x.device), scale=0.5, loss="hybrid", variance="learned", seed=1
+        )[1],
     ]
     for function in functions:
         real = function(x)

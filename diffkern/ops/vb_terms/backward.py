@@ -5,7 +5,8 @@ timestep's numbers, so that with G the gradient by the mean's channels (docs/vb_
 
     ∂y = −of_y·G    ∂x0 = −of_x0·G    ∂of_y = −<G, y>    ∂of_x0 = −<G, x0>
 
-and the other numbers have sums of the same kind. A term whose gradient is stopped at the mean is stopped here as well.
+and the other numbers have sums of the same kind. Where x̂0 was clipped, x0 − x̂0 is a function of x0 instead. A term
+whose gradient is stopped at the mean is stopped here as well.
 """
 
 from __future__ import annotations
@@ -41,33 +42,42 @@ def _other_gradients(inputs: Sequence[Any], scale: Tensor, needs: Sequence[bool]
     from diffkern.ops.vb_terms.reference import Arguments, elements, of_mean, per_element_scales
 
     args = Arguments(*inputs)
-    if args.clip is not None:
-        raise RuntimeError("vb_terms with a clip has a gradient by model_output alone, not by x0, noise or tables")
     found = elements(args)
     of_m = of_mean(args, found, scale)
     table = gather(args.coefficients, args.t)
+    x0_scale, coef1 = table[:, 2], table[:, 3]
+    _, of_vb, of_x0 = per_element_scales(scale, found.residual)
+    of_bound = torch.zeros_like(of_vb) if args.stops_mean else of_vb
+    clipped = ~found.inside
 
-    def times(column: int) -> Tensor:
-        return per_sample(table[:, column].to(of_m.dtype), of_m) * of_m
+    def on(values: Tensor) -> Tensor:
+        return per_sample(values.to(of_m.dtype), of_m)
 
     if needs[NOISE]:
-        grads[NOISE] = (-times(0)).to(inputs[NOISE].dtype)
+        grads[NOISE] = (-on(table[:, 0]) * of_m).to(inputs[NOISE].dtype)
     if needs[X0]:
-        grads[X0] = (-times(1)).to(inputs[X0].dtype) if args.x0_in_target else torch.zeros_like(inputs[X0])
+        of_error = on(2 * of_x0) * found.x0_error
+        if args.target != "x_prev":
+            of_error = of_error + on(of_bound * coef1) * found.of_difference
+        gradient = torch.where(clipped, of_error, 0.0)
+        if args.x0_in_target:
+            gradient = gradient - on(table[:, 1]) * of_m
+        grads[X0] = gradient.to(inputs[X0].dtype)
     if not needs[COEFFICIENTS]:
         return
 
     def sums(values: Tensor) -> Tensor:
         return flat_samples(values.double()).sum(1)
 
-    _, of_vb, of_x0 = per_element_scales(scale, found.residual)
-    x0_scale, coef1 = table[:, 2], table[:, 3]
     none = torch.zeros_like(x0_scale)
-    by_scale = 2 * of_x0 * sums(found.x0_error * found.residual)
-    by_coef1 = none
-    if not args.stops_mean:
-        together = of_vb * sums(found.of_difference * found.residual)
-        by_scale, by_coef1 = by_scale + coef1 * together, x0_scale * together
+    of_residual = found.of_difference * found.residual
+    by_scale = 2 * of_x0 * sums(torch.where(clipped, 0.0, found.x0_error * found.residual))
+    if args.target == "x_prev":
+        by_scale = by_scale + of_bound * coef1 * sums(of_residual)
+        by_coef1 = of_bound * x0_scale * sums(of_residual)
+    else:
+        by_scale = by_scale + of_bound * coef1 * sums(torch.where(clipped, 0.0, of_residual))
+        by_coef1 = of_bound * sums(found.of_difference * found.x0_error)
     rows = torch.stack(
         [
             none if found.y is None else -sums(of_m * found.y),

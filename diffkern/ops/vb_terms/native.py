@@ -55,7 +55,7 @@ def _run(
     channels_last = is_channels_last(model_output)
     channels = model_output.shape[1] // 2 if learned else None
     mean, variance = _halves(model_output, channels)
-    shape = sample_shape(mean)[:3] + (channels_last,)
+    shape = (*sample_shape(mean)[:3], channels_last)
     read = [None if value is None else _dense(value, channels_last) for value in (mean, variance, x0, noise)]
     written = [None] * 2 if grad is None else [_buffer(part, channels_last) for part in _halves(grad, channels)]
     t, coefficients = t.contiguous(), coefficients.contiguous()
@@ -114,8 +114,10 @@ def _buffer(part: Tensor | None, channels_last: bool) -> Tensor | None:
     if part is None:
         return None
     dense = part.movedim(1, -1) if channels_last else part
-    return dense if not channels_last or dense.is_contiguous() else torch.empty_like(
-        dense, memory_format=torch.contiguous_format
+    return (
+        dense
+        if not channels_last or dense.is_contiguous()
+        else torch.empty_like(dense, memory_format=torch.contiguous_format)
     )
 
 

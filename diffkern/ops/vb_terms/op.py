@@ -78,14 +78,13 @@ def vb_terms(
     the (clipped) predicted x0. float32 (float64 for float64 model_output), as is the arithmetic, but for the exact
     decoder's, which is float64. Means are summed in blocks that are joined in double, always in the same order. The
     mean of an empty sample is NaN. NaN or Inf in one sample stays in that sample.
-    Gradients flow to model_output and, without `clip`, to x0, noise, x_t and the tables; there is no second
-    derivative. Raises ValueError or TypeError naming the argument; an index t out of range raises ValueError on a CPU
-    and gives NaN for that sample elsewhere.
+    Gradients flow to model_output, x0, noise, x_t and the tables; there is no second derivative. Raises ValueError or
+    TypeError naming the argument; an index t out of range raises ValueError on a CPU and gives NaN for that sample
+    elsewhere.
     """
-    if x_t is not None:
-        if noise is not None:
-            raise ValueError("exactly one of noise, x_t, seed and generator must be given, got 2")
-        noise = x_t
+    given = sum(source is not None for source in (noise, x_t, seed, generator))
+    if given > 1 or (given == 0 and target != "x0"):
+        raise ValueError(f"exactly one of noise, x_t, seed and generator must be given, got {given}")
     arguments = bound_arguments(
         model_output,
         x0,
@@ -97,7 +96,7 @@ def vb_terms(
         decoder=decoder,
         clip=clip,
         y="noise" if x_t is None else "x_t",
-        noise=noise,
+        noise=noise if x_t is None else x_t,
         seed=seed,
         draw=draw,
         samples=samples,

@@ -17,8 +17,9 @@ from diffkern.ops.vb_terms.decoder import decode
 class Elements(NamedTuple):
     """Per element, in the arithmetic's dtype: what the sums and the gradients are made of.
 
-    residual: m − m̂. x0_error: x0 − x̂0, of the clipped x̂0 if there is a clip; `inside`: where it passed unchanged. value: the bound's term in nats, with its
-    derivatives by the difference μ̃ − μ of the means, by Δ = log σ² − log β̃ and by log β̃ with Δ held.
+    residual: m − m̂. x0_error: x0 − x̂0, of the clipped x̂0 if there is a clip; `inside`: where it passed that unchanged.
+    value: the bound's term in nats, with its derivatives by the difference μ̃ − μ of the means, by Δ = log σ² − log β̃
+    and by log β̃ with Δ held.
     """
 
     y: Tensor | None
@@ -56,19 +57,21 @@ class Arguments(NamedTuple):
 
 
 def vb_terms(*arguments: Any) -> Tensor:
-    return _terms(elements(Arguments(*arguments)))
+    args = Arguments(*arguments)
+    check_values("t", args.t, args.coefficients.shape[0])
+    return _terms(elements(args))
 
 
 def vb_terms_and_grad(*arguments: Any) -> tuple[Tensor, Tensor]:
     *rest, scale = arguments
     args = Arguments(*rest)
+    check_values("t", args.t, args.coefficients.shape[0])
     found = elements(args)
     return _terms(found), _gradient(args, found, scale)
 
 
 def elements(args: Arguments) -> Elements:
     """Everything the sums and gradients need, per element."""
-    check_values("t", args.t, args.coefficients.shape[0])
     compute = torch.float64 if args.model_output.dtype == torch.float64 else torch.float32
     of_y, of_x0, x0_scale, coef1, log_var, bias, slope = gather(args.coefficients, args.t).unbind(1)
     x0 = args.x0.to(compute)

@@ -59,8 +59,8 @@ def _vb_terms(target: str, variance: str, source: str, *, tables: bool = False, 
         return bound_oracle.vb_terms(**arguments, target=target, variance=variance, **options)
 
     given = (source,) if source in ("noise", "x_t") else ()
-    reads_x0 = "clip" not in options and (target != "eps" or source == "x_t")
-    per_sample = ("model_output", *("x0",) * reads_x0, *(() if "clip" in options else given))
+    reads_x0 = target != "eps" or source == "x_t"
+    per_sample = ("model_output", *("x0",) * reads_x0, *given)
     return OpCase(
         f"vb_terms {target} {variance} {source} {' '.join(options)}".strip(),
         make=lambda spec: _inputs(spec, variance, source),
