@@ -190,8 +190,8 @@ class UNet(nn.Module):
             return
         if not self.self_condition:
             raise ValueError("x_self_cond must be None: this model takes no x0 (UNetConfig.self_condition)")
-        if x_self_cond.shape != x.shape or x_self_cond.device != x.device:
+        if (x_self_cond.shape, x_self_cond.dtype, x_self_cond.device) != (x.shape, x.dtype, x.device):
             raise ValueError(
-                f"x_self_cond must be {tuple(x.shape)} on {x.device} as x is, "
-                f"not {tuple(x_self_cond.shape)} on {x_self_cond.device}"
+                f"x_self_cond must be {x.dtype} {tuple(x.shape)} on {x.device} as x is, "
+                f"not {x_self_cond.dtype} {tuple(x_self_cond.shape)} on {x_self_cond.device}"
             )
