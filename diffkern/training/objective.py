@@ -44,9 +44,7 @@ class Objective:
         return asdict(self)
 
 
-def make_objective(
-    config: TrainConfig, process: GaussianProcess, *, levels: int, takes_self_cond: bool
-) -> Objective:
+def make_objective(config: TrainConfig, process: GaussianProcess, *, levels: int, takes_self_cond: bool) -> Objective:
     """The objective of a run on data of ``levels`` grey levels.
 
     ``takes_self_cond``: whether the network takes x_self_cond.

@@ -1,4 +1,4 @@
-"""The loss of a step: targets, kinds, weightings and offset noise against a plain composition in float64; its counters."""
+"""The loss of a step: targets, kinds, weightings and offset noise against a plain composition in float64; counters."""
 
 import itertools
 import math
