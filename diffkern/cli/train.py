@@ -11,7 +11,7 @@ import tyro
 
 from diffkern.models import UNet, UNetConfig, atomic_write
 from diffkern.process import GaussianProcess, make_betas
-from diffkern.training import TrainConfig, Trainer, open_data
+from diffkern.training import LearnedSchedule, TrainConfig, Trainer, open_data
 from diffkern.training.checkpoint import require_fresh
 
 _CONFIG = "config.json"
@@ -22,16 +22,20 @@ _FOLLOW_DATA = ("in_channels", "num_classes", "null_label")
 class ProcessConfig:
     """The diffusion process."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "laplace", "exp"] = "linear"
-    """Of the betas."""
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "laplace", "exp", "learned"] = "linear"
+    """Of the betas; "learned" trains it with the network, on the likelihood bound in continuous time."""
     num_timesteps: int = 1000
     """How many steps of noise."""
     prediction: Literal["eps", "x0", "v"] = "eps"
     """What the network learns to give: the noise, the image, or v."""
     variance: Literal["fixed_small", "fixed_large"] = "fixed_small"
     """Of a sampling step of the full process: the posterior's, or beta."""
+    levels: int = 256
+    """Grey levels of the data, read for a learned schedule; 17 for the digits."""
 
-    def build(self) -> GaussianProcess:
+    def build(self) -> GaussianProcess | LearnedSchedule:
+        if self.schedule == "learned":
+            return LearnedSchedule(self.num_timesteps, self.prediction, self.variance, self.levels)
         return GaussianProcess(make_betas(self.schedule, self.num_timesteps), self.prediction, self.variance)
 
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import nn
 
+from diffkern.process import GaussianProcess
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -75,9 +77,11 @@ class TrainResult:
         checkpoint: folder of the last checkpoint, or None without an output folder.
         images_per_second: over the steps of this call, saving included.
         ema: the averaged network, in evaluation mode, on the training device: the one to sample from.
+        process: the process to sample it with: the given one, or that of the learned schedule.
     """
 
     losses: list[float]
     checkpoint: Path | None
     images_per_second: float
     ema: nn.Module
+    process: GaussianProcess

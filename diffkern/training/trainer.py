@@ -16,6 +16,7 @@ from diffkern.training.checkpoint import list_checkpoints, remove_leftovers, req
 from diffkern.training.config import TrainConfig, TrainResult
 from diffkern.training.data.loader import CheckedImages
 from diffkern.training.interrupt import TrainingInterrupted, deferred_interrupt
+from diffkern.training.learned_schedule import LearnedSchedule
 from diffkern.training.run import TrainingRun
 
 # Reading a loss makes the host wait for a GPU; on a CPU it costs nothing.
@@ -31,7 +32,8 @@ class Trainer:
             ``model(x_t, t, labels)`` if its attribute ``num_classes`` is a number; ``num_classes`` itself is
             then the null label. It is trained in place. Checkpoints of a ``diffkern.models.UNet`` hold its
             configuration and can be sampled from the command line; of any other network, its weights.
-        process: gives the tables and, by its ``prediction``, the target: "eps", "x0" or "v".
+        process: gives the tables and, by its ``prediction``, the target: "eps", "x0" or "v". A ``LearnedSchedule``
+            has its tables trained with the network, on the bound in place of the simple loss; ``fit`` returns them.
         data: map-style dataset of float images (C, H, W) in [−1, 1], or of ``(image, label)``.
         config: see ``TrainConfig``.
 
@@ -43,7 +45,13 @@ class Trainer:
             raises.
     """
 
-    def __init__(self, model: nn.Module, process: GaussianProcess, data: Dataset[Any], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        process: GaussianProcess | LearnedSchedule,
+        data: Dataset[Any],
+        config: TrainConfig,
+    ) -> None:
         if process.variance.startswith("learned"):
             raise ValueError(
                 f"process.variance={process.variance!r}: learning the variance needs the hybrid loss, which this "
@@ -94,7 +102,7 @@ class Trainer:
             checkpoint = _loop(run, batches, checkpoint)
         seconds = time.perf_counter() - begin
         rate = (run.step - first) * self.config.batch_size / seconds
-        return TrainResult(run.losses, checkpoint, rate, run.ema.module)
+        return TrainResult(run.losses, checkpoint, rate, run.ema.module, run.process)
 
 
 def _loop(run: TrainingRun, batches: Iterator[tuple[Tensor, Tensor]], checkpoint: Path | None) -> Path | None:
