@@ -29,7 +29,7 @@ from diffkern.training.log_snr import LearnedLogSNR
 _EPS_STREAM, _TIMESTEP_STREAM = 3, 4
 # One image in so many is also shown at γ_0, for the decoder's term: an eighth more work in the network.
 _DECODED = 8
-_PREDICTIONS = ("eps", "x0", "v")
+_PREDICTIONS = ("eps", "x0", "v", "flow")
 _VARIANCES = ("fixed_small", "fixed_large")
 
 
@@ -47,13 +47,11 @@ class LearnedSchedule:
     num_timesteps: int = 1000
     """Of the process that the trained schedule becomes, and whose decoder is trained; 2 or more."""
     prediction: str = "eps"
-    """What the network gives: "eps", "x0" or "v"."""
+    """What the network gives: "eps", "x0", "v" or "flow"."""
     variance: str = "fixed_small"
     """Of the reverse step, "fixed_small" or "fixed_large": the bound in continuous time has no place for another."""
-    levels: int = 256
-    """Grey levels of the data in [−1, 1]; 17 for the digits."""
     gamma_0: float | None = None
-    """First −log SNR at the data's end; None: that of a σ of a third of half a bin, −13.3 for 256 levels."""
+    """First −log SNR at the data's end; None: where σ is a sixth of a grey level, −13.3 for 256 levels of the data."""
     gamma_1: float = 5.0
     """First −log SNR at the noise's end."""
     lr_scale: float = 10.0
@@ -64,17 +62,18 @@ class LearnedSchedule:
             "num_timesteps": (self.num_timesteps >= 2, "2 or more"),
             "prediction": (self.prediction in _PREDICTIONS, "one of " + ", ".join(map(repr, _PREDICTIONS))),
             "variance": (self.variance in _VARIANCES, "one of " + ", ".join(map(repr, _VARIANCES))),
-            "levels": (self.levels >= 2, "2 or more"),
             "lr_scale": (self.lr_scale >= 0, "0 or more"),
         }
         for name, (holds, what) in allowed.items():
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)!r}: it must be {what}")
-        self.build()
 
-    def build(self) -> LearnedLogSNR:
-        """The schedule before training: nearly a straight line in γ."""
-        first = -2 * math.log(3 * (self.levels - 1)) if self.gamma_0 is None else self.gamma_0
+    def build(self, levels: int = 256) -> LearnedLogSNR:
+        """The schedule before training, nearly a straight line in γ, for data of ``levels`` grey levels in [−1, 1].
+
+        Raises ValueError if gamma_1 does not exceed gamma_0 by more than 1.
+        """
+        first = -2 * math.log(3 * (levels - 1)) if self.gamma_0 is None else self.gamma_0
         return LearnedLogSNR(first, self.gamma_1)
 
 
@@ -103,7 +102,8 @@ class ContinuousLoss:
 
     Args:
         schedule: trained where it requires gradients; on `device`.
-        description: its num_timesteps, prediction and levels are used.
+        description: its num_timesteps and prediction are used.
+        levels: grey levels of the data.
         batch_size: B.
         seed: in [0, 2^64).
         null_label: what a dropped label becomes; None if the network takes no labels.
@@ -115,42 +115,45 @@ class ContinuousLoss:
         schedule: LearnedLogSNR,
         description: LearnedSchedule,
         *,
+        levels: int,
         batch_size: int,
         seed: int,
         null_label: int | None,
         label_dropout: float,
     ) -> None:
-        self.schedule, self.description, self.batch_size = schedule, description, batch_size
+        self.schedule, self.description = schedule, description
+        self.levels, self.batch_size = levels, batch_size
         self.seed, self.null_label = seed, null_label
         self.dropped_below = round(label_dropout * 2**32)
 
-    def __call__(self, model: nn.Module, x0: Tensor, labels: Tensor, draw: Tensor, samples: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, x0: Tensor, labels: Tensor, step: int, samples: Tensor) -> Tensor:
         """The mean of the bound over the micro-batch in bits/dim, ().
 
         Its backward pass gives the network and the schedule's ends their gradient of it, and the interior the gradient
         of the mean of ℓ², the squares of the images' diffusion terms. Arguments as of ``terms``.
         """
-        return self.terms(model, x0, labels, draw, samples).mean()
+        return self.terms(model, x0, labels, step, samples).mean()
 
-    def terms(self, model: nn.Module, x0: Tensor, labels: Tensor, draw: Tensor, samples: Tensor) -> BoundTerms:
+    def terms(self, model: nn.Module, x0: Tensor, labels: Tensor, step: int, samples: Tensor) -> BoundTerms:
         """The bound's terms of every image.
 
         x0: float32 (N, C, H, W) in [−1, 1]. labels: int64 (N,), read only if the network takes labels.
-        draw: int64 (), the optimiser step. samples: int64 (N,), the positions in the global batch, consecutive.
+        step: the optimiser step. samples: int64 (N,), the positions in the global batch, consecutive.
         Raises ValueError if the output's shape is not the images'.
         """
         n, target = len(x0), self.description.prediction
+        draw = torch.tensor(step, device=x0.device)
         first, last = self.schedule.ends()
         rise = self.schedule.rise(self._times(draw, samples))
         gamma, slope = first * (1 - rise.height) + last * rise.height, (last - first) * rise.slope
         shown, weight = self._decoded(samples)
         images, positions = torch.cat([x0, x0[shown]]), torch.cat([samples, samples[shown]])
-        levels = torch.cat([gamma, first.expand(len(shown))])
-        signal, sigma = _amplitudes(levels)
+        gammas = torch.cat([gamma, first.expand(len(shown))])
+        signal, sigma = _amplitudes(gammas)
         each = torch.arange(len(images), device=x0.device)
         eps: dict[str, Any] = {"seed": self.seed, "draw": draw, "stream": _EPS_STREAM}
         x_t = q_sample(images, each, signal, sigma, samples=positions, **eps)
-        output = self._predict(model, x_t, self.schedule.time(levels), labels, draw, samples, shown)
+        output = self._predict(model, x_t, self.schedule.time(gammas), labels, draw, samples, shown)
 
         tables = ProcessTables(signal[:n], sigma[:n])
         factor = 0.5 / math.log(2) * slope * _eps_per_output(gamma, target)
@@ -164,7 +167,7 @@ class ContinuousLoss:
             torch.zeros_like(shown),
             self._first_tables(first, last),
             target=target,
-            levels=self.description.levels,
+            levels=self.levels,
             decoder="exact",
             samples=positions[n:],
             **eps,
@@ -241,6 +244,8 @@ def _eps_per_output(gamma: Tensor, target: str) -> Tensor:
             return torch.exp(-gamma)  # ε − ε̂ = −(s/σ)·(x0 − x̂0)
         case "v":
             return torch.sigmoid(-gamma)  # ε − ε̂ = s·(v − v̂)
+        case "flow":
+            return torch.sigmoid(-gamma / 2).square()  # ε − ε̂ = s/(s + σ)·(m − m̂)
     return torch.ones_like(gamma)
 
 

@@ -18,8 +18,9 @@ from diffkern.training.config import TrainConfig
 from diffkern.training.data.loader import CheckedImages, micro_batches
 from diffkern.training.data.order import StreamBatches
 from diffkern.training.learned_schedule import ContinuousLoss, LearnedSchedule
-from diffkern.training.loss import SimpleLoss
-from diffkern.training.schedule_state import SCHEDULE, ScheduleState
+from diffkern.training.loss import TrainingLoss
+from diffkern.training.objective import Objective
+from diffkern.training.schedule_state import ScheduleState
 
 
 class TrainingRun:
@@ -29,7 +30,7 @@ class TrainingRun:
         accelerator: accelerate's, with this run's precision.
         device: where the network now is.
         ema: the running average of the network.
-        schedule: the noise schedule in training, None for a process that has tables from the start.
+        schedule: the noise schedule in training, None for a process whose tables are given.
         step: optimiser steps done.
         losses: the mean loss of each of them.
     """
@@ -38,6 +39,7 @@ class TrainingRun:
         self,
         model: nn.Module,
         process: GaussianProcess | LearnedSchedule,
+        objective: Objective,
         images: CheckedImages,
         config: TrainConfig,
         null: int | None,
@@ -45,7 +47,7 @@ class TrainingRun:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, is_initialized
 
-        self.config, self.images = config, images
+        self.config, self.objective, self.images = config, objective, images
         # accelerate keeps the precision of the first run of a Python process, and refuses any other.
         if is_initialized() and AcceleratorState().mixed_precision != config.mixed_precision:
             AcceleratorState._reset_state()
@@ -60,17 +62,18 @@ class TrainingRun:
         self.ema.eval()
         self.adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self._lr_scales = [1.0]
-        self.schedule: ScheduleState | None = None
-        self.loss: SimpleLoss | ContinuousLoss
         drawn: dict[str, Any] = {"seed": config.seed, "null_label": null, "label_dropout": config.label_dropout}
+        self.schedule: ScheduleState | None = None
+        self.loss: TrainingLoss | ContinuousLoss
         if isinstance(process, LearnedSchedule):
-            self.schedule = ScheduleState(process, self.device)
+            self.schedule = ScheduleState(process, objective.levels, self.device)
             self.adamw.add_param_group({"params": self.schedule.parameters(), "weight_decay": 0.0})
             self._lr_scales.append(process.lr_scale)
-            self.loss = ContinuousLoss(self.schedule.schedule, process, batch_size=config.batch_size, **drawn)
+            sizes = {"levels": objective.levels, "batch_size": config.batch_size}
+            self.loss = ContinuousLoss(self.schedule.schedule, process, **sizes, **drawn)
         else:
             self._process = process
-            self.loss = SimpleLoss(process, device=self.device, **drawn)
+            self.loss = TrainingLoss(process, objective, device=self.device, **drawn)
         self.step, self.losses = 0, list[float]()
         self._generators: list[dict[str, Tensor]] = []
 
@@ -107,13 +110,12 @@ class TrainingRun:
         lr = self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         for group, scale in zip(self.adamw.param_groups, self._lr_scales, strict=True):
             group["lr"] = scale * lr
-        draw = torch.tensor(self.step, device=self.device)
         total = torch.zeros((), device=self.device)
         for micro in range(self.config.accumulation):
             x0, labels = next(batches)
             samples = torch.arange(len(x0), device=self.device) + self.order.offset(micro)
             with self.accelerator.accumulate(self.model):
-                loss = self.loss(self.model, x0, labels, draw, samples)
+                loss = self.loss(self.model, x0, labels, self.step, samples)
                 self.accelerator.backward(loss)
             total += loss.detach() / self.config.accumulation
         if self.schedule is not None:
@@ -142,7 +144,7 @@ class TrainingRun:
             FloatingPointError: a weight is NaN or Inf; nothing is written.
             OSError: the checkpoint could not be written.
         """
-        learned = self.schedule.networks().values() if self.schedule is not None else ()
+        learned = self.schedule.modules().values() if self.schedule is not None else ()
         for network in (self.bare, self.ema.module, *learned):
             for name, tensor in network.state_dict().items():
                 if not torch.isfinite(tensor).all():
@@ -175,20 +177,19 @@ class TrainingRun:
 
         Raises:
             CheckpointError: a file of it cannot be read, or belongs to another network; the run had another seed,
-                batch size or number of images, which decide the order of the images.
+                batch size or number of images, which decide the order of the images, or another objective.
         """
         state = files.read_training_state(checkpoint)
-        for name, now in self._order_key().items():
-            if state["order"][name] != now:
-                raise CheckpointError(f"{checkpoint}: its run had {name}={state['order'][name]}, this one has {now}")
+        for name, now in {**self._order_key(), **self.objective.describe()}.items():
+            was = {**state["order"], **state["objective"]}[name]
+            if was != now:
+                raise CheckpointError(f"{checkpoint}: its run had {name}={was!r}, this one has {now!r}")
         for network, name in ((self.bare, files.MODEL), (self.ema.module, files.EMA)):
             load_state(network, files.read_weights(checkpoint / name), str(checkpoint / name))
         if self.schedule is not None:
             self.schedule.restore(checkpoint, state["step"])
-        elif (checkpoint / SCHEDULE).exists():
-            raise CheckpointError(f"{checkpoint}: its run learned the noise schedule, this one has a given process")
         self.adamw.load_state_dict(state["optimizer"])
-        # The present configuration counts, as for lr; a schedule's weights never decay.
+        # The present configuration counts, as for lr; a schedule's weights, the second group, never decay.
         self.adamw.param_groups[0]["weight_decay"] = self.config.weight_decay
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -209,6 +210,7 @@ class TrainingRun:
             "step": self.step,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "order": self._order_key(),
+            "objective": self.objective.describe(),
             "optimizer": self.adamw.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "generators": gather_object([generators]),

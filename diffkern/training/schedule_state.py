@@ -19,23 +19,23 @@ SCHEDULE, SCHEDULE_EMA = "schedule.safetensors", "schedule_ema.safetensors"
 
 
 class ScheduleState:
-    """A ``LearnedSchedule`` in training.
+    """A ``LearnedSchedule`` in training, for data of ``levels`` grey levels.
 
     Attributes:
         schedule: the module whose weights the optimiser changes.
         ema: its running average, from which the tables are made.
     """
 
-    def __init__(self, description: LearnedSchedule, device: torch.device) -> None:
+    def __init__(self, description: LearnedSchedule, levels: int, device: torch.device) -> None:
         self.description = description
-        self.schedule = description.build().to(device)
+        self.schedule = description.build(levels).to(device)
         self.ema = AveragedModel(self.schedule).requires_grad_(False)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.schedule.parameters())
 
-    def networks(self) -> dict[str, nn.Module]:
-        """The modules that a checkpoint holds, by the names of their files."""
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by the names of the files."""
         return {SCHEDULE: self.schedule, SCHEDULE_EMA: self.ema.module}
 
     def files(self) -> dict[str, Callable[[Path], object]]:
@@ -45,12 +45,12 @@ class ScheduleState:
             name: lambda path, network=network: save_file(
                 {key: tensor.detach().cpu().clone() for key, tensor in network.state_dict().items()}, path
             )
-            for name, network in self.networks().items()
+            for name, network in self.modules().items()
         }
 
     def restore(self, checkpoint: Path, steps: int) -> None:
-        """Raises CheckpointError for a checkpoint without a schedule, or with another one."""
-        for name, network in self.networks().items():
+        """Take the weights of ``checkpoint``, written after ``steps`` steps; CheckpointError if it has none that fit."""
+        for name, network in self.modules().items():
             load_state(network, files.read_weights(checkpoint / name), str(checkpoint / name))
         self.ema.n_averaged.fill_(steps)
 

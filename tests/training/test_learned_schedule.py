@@ -29,21 +29,22 @@ class Exact(nn.Module):
         signal, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
         whole = signal**2 * TAU**2 + sigma**2
         x0, eps = signal * TAU**2 / whole * x_t, sigma / whole * x_t
-        value = {"eps": eps, "x0": x0, "v": signal * eps - sigma * x0}[self.prediction]
+        value = {"eps": eps, "x0": x0, "v": signal * eps - sigma * x0, "flow": eps - x0}[self.prediction]
         return self.gain * value.to(x_t.dtype)
 
 
 def problem(prediction="eps", count=256, *, dtype=torch.float64, size=32, **description):
     torch.manual_seed(0)
-    described = LearnedSchedule(prediction=prediction, levels=LEVELS, gamma_0=-7.0, gamma_1=3.0, **description)
+    described = LearnedSchedule(prediction=prediction, gamma_0=-7.0, gamma_1=3.0, **description)
     schedule = described.build()
-    loss = ContinuousLoss(schedule, described, batch_size=count, seed=5, null_label=None, label_dropout=0)
+    drawn = {"seed": 5, "null_label": None, "label_dropout": 0}
+    loss = ContinuousLoss(schedule, described, levels=LEVELS, batch_size=count, **drawn)
     x0 = TAU * torch.randn(count, 1, size, size, dtype=dtype)
     return schedule, loss, Exact(schedule, prediction), x0
 
 
 def terms(loss, model, x0, draw=0):
-    return loss.terms(model, x0, torch.zeros(len(x0)), torch.tensor(draw), torch.arange(len(x0)))
+    return loss.terms(model, x0, torch.zeros(len(x0)), draw, torch.arange(len(x0)))
 
 
 def bend(schedule, spread=0.7):
@@ -92,7 +93,7 @@ def estimates(loss, model, x0, parameters, draws=8):
 
 
 @pytest.mark.parametrize("bent", [False, True])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
 def test_bound_and_gradient_of_the_ends_are_those_of_quadrature(prediction, bent):
     """Also with another interior, on which the continuous bound does not depend."""
     num_timesteps = 40
@@ -147,13 +148,13 @@ def test_the_bound_is_the_limit_of_the_discrete_one():
     assert total == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
 def test_the_interior_descends_the_mean_square_of_the_losses_and_the_rest_the_bound(prediction, monkeypatch):
     """One backward pass against brute force: ordinary gradients of both, one after the other."""
     schedule, loss, model, x0 = problem(prediction, count=16, size=4)
     bend(schedule)
     named = dict(schedule.named_parameters()) | {"gain": model.gain}
-    loss(model, x0, torch.zeros(16), torch.tensor(3), torch.arange(16)).backward()
+    loss(model, x0, torch.zeros(16), 3, torch.arange(16)).backward()
     found = {name: parameter.grad.clone() for name, parameter in named.items()}
 
     monkeypatch.setattr(ContinuousLoss, "_descend_variance", lambda *_: None)
@@ -179,7 +180,7 @@ def test_training_the_interior_makes_the_loss_even_and_leaves_its_mean():
     optimizer = torch.optim.Adam(interior, lr=0.05)
     for step in range(60):
         optimizer.zero_grad()
-        loss(model, x0, torch.zeros(128), torch.tensor(step), torch.arange(128)).backward()
+        loss(model, x0, torch.zeros(128), step, torch.arange(128)).backward()
         optimizer.step()
     mean_after, std_after = spread()
     assert std_after < 0.4 * std_before
@@ -207,19 +208,19 @@ def test_times_are_stratified_over_the_global_batch_whatever_the_split():
 @pytest.mark.parametrize("size", [1, 5, 8, 12, 24])
 def test_the_bound_does_not_depend_on_how_the_batch_is_split(size):
     _, loss, model, x0 = problem(count=24, size=4)
-    whole = loss(model, x0, torch.zeros(24), torch.tensor(2), torch.arange(24))
+    whole = loss(model, x0, torch.zeros(24), 2, torch.arange(24))
     sums = 0.0
     for first in range(0, 24, size):
         part = x0[first : first + size]
         samples = torch.arange(first, first + len(part))
-        sums += loss(model, part, torch.zeros(len(part)), torch.tensor(2), samples) * len(part) / 24
+        sums += loss(model, part, torch.zeros(len(part)), 2, samples) * len(part) / 24
     torch.testing.assert_close(sums, whole)
 
 
 def test_labels_are_dropped_at_all_levels_alike():
-    described = LearnedSchedule(levels=LEVELS)
+    described = LearnedSchedule()
     loss = ContinuousLoss(
-        described.build(), described, batch_size=400, seed=5, null_label=3, label_dropout=0.25
+        described.build(), described, levels=LEVELS, batch_size=400, seed=5, null_label=3, label_dropout=0.25
     )
     seen = []
 
@@ -228,7 +229,7 @@ def test_labels_are_dropped_at_all_levels_alike():
         return 0 * x
 
     labels = torch.arange(400) % 3
-    loss(model, torch.zeros(400, 1, 2, 2), labels, torch.tensor(0), torch.arange(400))
+    loss(model, torch.zeros(400, 1, 2, 2), labels, 0, torch.arange(400))
     (given,) = seen
     assert torch.equal(given[400:], given[:400:8])
     dropped = given[:400] == 3
@@ -238,7 +239,7 @@ def test_labels_are_dropped_at_all_levels_alike():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_timesteps", 1), ("prediction", "flow"), ("variance", "learned_range"), ("levels", 1), ("lr_scale", -1.0)],
+    [("num_timesteps", 1), ("prediction", "x_prev"), ("variance", "learned_range"), ("lr_scale", -1.0)],
 )
 def test_bad_fields_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field}={value!r}"):
@@ -246,13 +247,13 @@ def test_bad_fields_are_named(field, value):
 
 
 def test_the_first_schedule_follows_the_grey_levels():
-    first, last = LearnedSchedule(levels=256).build().ends()
+    first, last = LearnedSchedule().build(256).ends()
     assert first.item() == pytest.approx(-13.28, abs=0.01)
     assert last.item() == pytest.approx(5.0)
-    assert math.exp(LearnedSchedule(levels=17).build().ends()[0].item() / 2) == pytest.approx(1 / 16 / 3)
+    assert math.exp(LearnedSchedule().build(17).ends()[0].item() / 2) == pytest.approx(1 / 16 / 3)
 
 
 def test_a_network_of_another_shape_is_an_error():
     _, loss, _, x0 = problem(count=8, size=4)
     with pytest.raises(ValueError, match="the model's output"):
-        loss(lambda x, t: torch.cat([x, x], 1), x0, torch.zeros(8), torch.tensor(0), torch.arange(8))
+        loss(lambda x, t: torch.cat([x, x], 1), x0, torch.zeros(8), 0, torch.arange(8))
