@@ -1,4 +1,4 @@
-"""The likelihood of digits under a learned noise schedule, and under a learned variance: bits/dim beside the usual ones.
+"""The likelihood of digits under a learned noise schedule and under a learned variance, beside the usual ones.
 
 `python -m benchmarks.learned_schedule --steps 6000 --out out/learned_schedule` trains the digits U-Net once for each
 run, with the same seed, images, batches and number of steps, evaluates the bound on the held-out digits with the same
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffkern.evaluation import NllResult, evaluate_nll
 
 from benchmarks.machine import machine
-from diffkern.evaluation import NllResult, evaluate_nll
 from diffkern.models import UNet, UNetConfig
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.training import Digits, LearnedSchedule, TrainConfig, Trainer
@@ -132,7 +132,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=TRAIN.steps, help="training steps of each run")
     parser.add_argument("--images", type=int, help="held-out digits to evaluate; all 256 unless given")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--out", type=Path, default=Path("out/learned_schedule"), help="folder of the JSON and the plot")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/learned_schedule"), help="folder of the JSON and the plot"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = {name: train_and_evaluate(RUNS[name], arguments.steps, arguments.images) for name in arguments.runs}

@@ -29,9 +29,9 @@ _FOLLOWS = {
 class ProcessConfig:
     """The diffusion process."""
 
-    schedule: Literal[
-        "linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "laplace", "exp", "learned"
-    ] = "linear"
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "laplace", "exp", "learned"] = (
+        "linear"
+    )
     """Of the betas; learned: trained with the network, on the bound in continuous time."""
     num_timesteps: int = 1000
     """How many steps of noise."""

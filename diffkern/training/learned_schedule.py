@@ -1,7 +1,7 @@
 """Training a noise schedule with the network: the continuous-time bound of Kingma et al. 2021 (arXiv 2107.00630).
 
-In nats per value, with γ = −log SNR as in ``log_snr``, x_u = √ᾱ·x0 + √(1−ᾱ)·ε and ε̂ what the network's output says ε is,
-the bound on −log p(x0) is (their eqs. 11 and 17)
+In nats per value, with γ = −log SNR as in ``log_snr``, x_u = √ᾱ·x0 + √(1−ᾱ)·ε and ε̂ what the network's output says ε
+is, the bound on −log p(x0) is (their eqs. 11 and 17)
 
     ½·E_u[γ'(u)·‖ε − ε̂(x_u; γ(u))‖²]  +  KL(q(x_1 | x0) ‖ N(0, I))  −  E log p(x0 | x_0)
 
@@ -153,6 +153,7 @@ class ContinuousLoss:
         each = torch.arange(len(images), device=x0.device)
         eps: dict[str, Any] = {"seed": self.seed, "draw": draw, "stream": _EPS_STREAM}
         x_t = q_sample(images, each, signal, sigma, samples=positions, **eps)
+        assert isinstance(x_t, Tensor)  # a pair only if the noise is asked for
         output = self._predict(model, x_t, self.schedule.time(gammas), labels, draw, samples, shown)
 
         tables = ProcessTables(signal[:n], sigma[:n])

@@ -14,9 +14,9 @@ from diffkern.process import GaussianProcess
 
 # The ends keep at least this distance from the middle between the first ones, so that γ_0 < γ_1 whatever the weights.
 _MARGIN = 0.5
-# Sigmoids of slope _SHARPNESS stand evenly on [−_BEYOND, 1 + _BEYOND]: their equal-weighted sum is a straight line
+# _UNITS sigmoids of slope _SHARPNESS stand evenly on [−_BEYOND, 1 + _BEYOND]: their equal-weighted sum is a straight line
 # on [0, 1]. They make _SHARE of the rise at first and a linear term the rest, so that the schedule can bend both ways.
-_SHARPNESS, _BEYOND, _SHARE = 24.0, 0.25, 0.8
+_UNITS, _SHARPNESS, _BEYOND, _SHARE = 64, 24.0, 0.25, 0.8
 # Where a network's time lies while the ends are the first ones: the range of the usual thousand timesteps.
 _LAST_TIME = 999.0
 
@@ -37,22 +37,24 @@ class LearnedLogSNR(nn.Module):
     draws no random numbers, and rises strictly, with γ_0 < γ_1, whatever finite values its parameters take.
 
     The ends are trained apart from what lies between them (see ``learned_schedule``): they are the parameters `below`
-    and `above`; `sharpness`, `shift` and `height`, (units,) each, are the interior's.
+    and `above`; `sharpness`, `shift` and `height`, (64,) each, are the interior's.
 
     A network is told `time(γ)`, an affine map that sends the first `gamma_0` to 0 and the first `gamma_1` to 999 and
     does not change afterwards; its two constants are in the state dict.
 
     All methods compute in the dtype of their argument, so that float64 gives tables.
 
-    Raises ValueError unless gamma_1 − gamma_0 > 1, both finite, and units is at least 2.
+    Raises ValueError unless gamma_1 − gamma_0 > 1, both finite.
     """
 
-    def __init__(self, gamma_0: float = -13.3, gamma_1: float = 5.0, *, units: int = 64) -> None:
+    middle: Tensor
+    time_zero: Tensor
+    time_per_gamma: Tensor
+
+    def __init__(self, gamma_0: float = -13.3, gamma_1: float = 5.0) -> None:
         super().__init__()
         if not 2 * _MARGIN < gamma_1 - gamma_0 < math.inf:
             raise ValueError(f"gamma_0 and gamma_1 are {gamma_0} and {gamma_1}; gamma_1 must exceed gamma_0 by over 1")
-        if units < 2:
-            raise ValueError(f"units is {units}; it must be at least 2")
         middle, reach = (gamma_0 + gamma_1) / 2, (gamma_1 - gamma_0) / 2
         self.register_buffer("middle", torch.tensor(middle, dtype=torch.float64))
         self.register_buffer("time_zero", torch.tensor(gamma_0, dtype=torch.float64))
@@ -60,9 +62,9 @@ class LearnedLogSNR(nn.Module):
         start = _inverse_softplus(torch.tensor(reach - _MARGIN, dtype=torch.float64))
         # float64, as what is made of them is: γ' stands for the difference of neighbouring timesteps.
         self.below, self.above = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-        centres = torch.linspace(-_BEYOND, 1 + _BEYOND, units, dtype=torch.float64)
+        centres = torch.linspace(-_BEYOND, 1 + _BEYOND, _UNITS, dtype=torch.float64)
         slopes = torch.full_like(centres, _SHARPNESS)
-        density = units / (1 + 2 * _BEYOND)  # units per u, each of which adds its height
+        density = _UNITS / (1 + 2 * _BEYOND)  # units per u, each of which adds its height
         self.sharpness = nn.Parameter(_inverse_softplus(slopes))
         self.shift = nn.Parameter(-slopes * centres)
         self.height = nn.Parameter(_inverse_softplus(torch.full_like(centres, _SHARE / (1 - _SHARE) / density)))
@@ -104,9 +106,7 @@ class LearnedLogSNR(nn.Module):
         return (gamma - self.time_zero) * self.time_per_gamma
 
     @torch.no_grad()
-    def process(
-        self, num_timesteps: int, prediction: str = "eps", variance: str = "fixed_small"
-    ) -> GaussianProcess:
+    def process(self, num_timesteps: int, prediction: str = "eps", variance: str = "fixed_small") -> GaussianProcess:
         """The schedule as ordinary tables: ᾱ_t = sigmoid(−γ(t/(T−1))), and `time` of that γ as `timestep_map`.
 
         t = 0 is at γ_0 and t = T−1 at γ_1. β_t is made of differences of log ᾱ, in float64, so that it keeps its

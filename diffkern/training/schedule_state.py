@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffkern.models.checkpoints import load_state
 from diffkern.process import GaussianProcess
 from diffkern.training import checkpoint as files
 from diffkern.training.learned_schedule import LearnedSchedule
+from diffkern.training.log_snr import LearnedLogSNR
 
 SCHEDULE, SCHEDULE_EMA = "schedule.safetensors", "schedule_ema.safetensors"
 
@@ -39,17 +41,11 @@ class ScheduleState:
         return {SCHEDULE: self.schedule, SCHEDULE_EMA: self.ema.module}
 
     def files(self) -> dict[str, Callable[[Path], object]]:
-        from safetensors.torch import save_file
-
-        return {
-            name: lambda path, network=network: save_file(
-                {key: tensor.detach().cpu().clone() for key, tensor in network.state_dict().items()}, path
-            )
-            for name, network in self.modules().items()
-        }
+        """What writes them, by the same names."""
+        return {name: partial(_write, module) for name, module in self.modules().items()}
 
     def restore(self, checkpoint: Path, steps: int) -> None:
-        """Take the weights of ``checkpoint``, written after ``steps`` steps; CheckpointError if it has none that fit."""
+        """Take the weights of ``checkpoint``, written after ``steps`` steps; CheckpointError unless they fit."""
         for name, network in self.modules().items():
             load_state(network, files.read_weights(checkpoint / name), str(checkpoint / name))
         self.ema.n_averaged.fill_(steps)
@@ -67,4 +63,12 @@ class ScheduleState:
     def process(self) -> GaussianProcess:
         """The averaged schedule as tables."""
         described = self.description
-        return self.ema.module.process(described.num_timesteps, described.prediction, described.variance)
+        averaged = self.ema.module
+        assert isinstance(averaged, LearnedLogSNR)
+        return averaged.process(described.num_timesteps, described.prediction, described.variance)
+
+
+def _write(module: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}, path)

@@ -164,7 +164,9 @@ def test_the_interior_descends_the_mean_square_of_the_losses_and_the_rest_the_bo
     others = [name for name in named if name not in INTERIOR]
     bound = torch.autograd.grad(plain.mean(), [named[name] for name in others])
     for name, expected in [*zip(INTERIOR, squares, strict=True), *zip(others, bound, strict=True)]:
-        torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-10, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            found[name], expected, rtol=1e-9, atol=1e-10, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_training_the_interior_makes_the_loss_even_and_leaves_its_mean():

@@ -1,13 +1,17 @@
 """A run that learns its schedule: what it changes, saves, resumes, and what samples from it."""
 
+import os
+import socket
+
 import numpy as np
 import pytest
 import torch
 from training_cases import TinyNet, assert_same, processes, tiny_trainer
 
+from diffkern.cli import main
 from diffkern.models import CheckpointError
 from diffkern.sampling import Sampler
-from diffkern.training import LearnedLogSNR, LearnedSchedule, TrainConfig
+from diffkern.training import LearnedLogSNR, LearnedSchedule, find_checkpoint
 from diffkern.training.checkpoint import read_process, read_training_state, read_weights
 from diffkern.training.schedule_state import SCHEDULE, SCHEDULE_EMA
 
@@ -83,3 +87,54 @@ def test_runs_with_and_without_a_schedule_do_not_mix(tmp_path):
         tiny_trainer(tmp_path / "learned", steps=2).fit(resume=True)
     with pytest.raises(CheckpointError, match="continuous_bound"):
         learned_trainer(tmp_path / "given", steps=2).fit(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("loss", "kl"), ("weighting", "min_snr"), ("offset_noise", 0.1), ("self_conditioning", 0.5)],
+)
+def test_settings_that_do_not_go_with_a_learned_schedule_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value!r}"):
+        learned_trainer(**{field: value})
+
+
+def train_as_rank(rank, port, output):
+    torch.set_num_threads(1)
+    os.environ.update(
+        ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2"
+    )
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.manual_seed(1)
+    learned_trainer(output, model=TinyNet(dropout=0), steps=5, accumulation=2, batch_size=16).fit()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_the_schedule_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [processes.Process(target=train_as_rank, args=(rank, port, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+        assert rank.exitcode == 0
+    torch.manual_seed(1)
+    alone = learned_trainer(model=TinyNet(dropout=0), steps=5, batch_size=16).fit()
+    process, _ = read_process(find_checkpoint(tmp_path))
+    np.testing.assert_allclose(process.betas, alone.process.betas, rtol=1e-4)
+
+
+def test_command_line_trains_and_samples(tmp_path, capsys):
+    tiny = ["--model.channels", "8", "--model.channel-mult", "1", "--model.num-res-blocks", "1"]
+    tiny += ["--model.num-groups", "4", "--batch-size", "8", "--process.num-timesteps", "50", "--no-progress"]
+    learned = ["train", "--output", str(tmp_path / "run"), "--process.schedule", "learned", *tiny]
+    assert main([*learned, "--steps", "2"]) == 0
+    assert main(["train", "--output", str(tmp_path / "run"), "--steps", "3", "--resume"]) == 0
+    assert main(["sample", str(tmp_path / "run"), "--n", "2", "--steps", "3", "--output", str(tmp_path / "out")]) == 0
+    process, _ = read_process(find_checkpoint(tmp_path / "run"))
+    assert process.num_timesteps == 50
+    first = LearnedSchedule().build(LEVELS)  # which the digits say themselves
+    assert process.alphas_cumprod[0] == pytest.approx(torch.sigmoid(-first.ends()[0]).item(), rel=1e-3)
+    assert main([*learned, "--steps", "2", "--process.variance", "learned_range"]) != 0
+    assert "variance='learned_range'" in capsys.readouterr().err
