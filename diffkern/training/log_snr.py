@@ -14,8 +14,8 @@ from diffkern.process import GaussianProcess
 
 # The ends keep at least this distance from the middle between the first ones, so that γ_0 < γ_1 whatever the weights.
 _MARGIN = 0.5
-# _UNITS sigmoids of slope _SHARPNESS stand evenly on [−_BEYOND, 1 + _BEYOND]: their equal-weighted sum is a straight line
-# on [0, 1]. They make _SHARE of the rise at first and a linear term the rest, so that the schedule can bend both ways.
+# _UNITS sigmoids of slope _SHARPNESS stand evenly on [−_BEYOND, 1 + _BEYOND]: their equal-weighted sum is a straight
+# line on [0, 1]. They make _SHARE of the rise at first and a linear term the rest, so that it can bend both ways.
 _UNITS, _SHARPNESS, _BEYOND, _SHARE = 64, 24.0, 0.25, 0.8
 # Where a network's time lies while the ends are the first ones: the range of the usual thousand timesteps.
 _LAST_TIME = 999.0
