@@ -1,6 +1,6 @@
 """The likelihood of digits under a learned noise schedule and under a learned variance, beside the usual ones.
 
-`python -m benchmarks.learned_schedule --steps 6000 --out out/learned_schedule` trains the digits U-Net once for each
+`python -m benchmarks.learned_schedule --steps 5000 --out out/learned_schedule` trains the digits U-Net once for each
 run, with the same seed, images, batches and number of steps, evaluates the bound on the held-out digits with the same
 noise, and writes learned_schedule.json and learned_schedule.png.
 """
@@ -26,7 +26,7 @@ from diffkern.training import Digits, LearnedSchedule, TrainConfig, Trainer
 
 LEVELS = 17
 TIMESTEPS = 1000
-TRAIN = TrainConfig(steps=6000, batch_size=64, lr=1e-3, warmup_steps=100, ema_decay=0.998, label_dropout=0.1, seed=0)
+TRAIN = TrainConfig(steps=5000, batch_size=64, lr=1e-3, warmup_steps=100, ema_decay=0.998, label_dropout=0.1, seed=0)
 
 
 @dataclass(frozen=True)
