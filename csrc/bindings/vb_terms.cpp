@@ -12,10 +12,9 @@ void bind_vb_terms(py::module_& m) {
         "vb_terms",
         [](const py::tuple& shape, const py::handle& mean, const py::handle& variance, const py::handle& x0,
            const py::handle& y, const py::handle& source, bool reads_y, bool x0_in_target, bool mean_of_x0,
-           bool stops_mean, const py::handle& t, const py::handle& coefficients, int64_t num_timesteps,
-           int64_t levels, bool exact, const py::handle& clip, const py::handle& scale,
-           const py::handle& partial_sums, const py::handle& terms, const py::handle& grad_mean,
-           const py::handle& grad_variance, int num_threads) {
+           bool stops_mean, const py::handle& t, const py::handle& coefficients, int64_t num_timesteps, int64_t levels,
+           bool exact, const py::handle& clip, const py::handle& scale, const py::handle& partial_sums,
+           const py::handle& terms, const py::handle& grad_mean, const py::handle& grad_variance, int num_threads) {
             VbTermsArgs args{};
             args.shape = shape_of(shape);
             args.mean = operand_of(mean);

@@ -41,23 +41,25 @@ __attribute__((noinline)) inline Decoded decode_tanh(f32v d, f32v log_var, f32v 
     const f32v r_p = 1.0f / (1.0f + e_p), r_q = 1.0f / (1.0f + e_q);
     const f32v s_minus_p = p > 0.0f ? e_p * r_p : r_p, s_q = q < 0.0f ? e_q * r_q : r_q;
     const f32v ln_p = p < 0.0f ? p : zero, ln_q = q > 0.0f ? -q : zero;
-    const f32v within = one_minus_exp(apart);
-    const f32v remainder = (1.0f - within) / within;  // 1/(e^(p-q) - 1)
+    const f32v e_apart = exp_of_minus(apart);
+    const f32v within = one_minus_exp(apart, e_apart);
+    const f32v remainder = e_apart / within;  // 1/(e^(p-q) - 1)
     const f32v slope_p = slope * (1.0f + (3.0f * cubic) * (upper * upper));
     const f32v slope_q = slope * (1.0f + (3.0f * cubic) * (lower * lower));
     const f32v of_p = slope_p * s_minus_p, of_q = slope_q * s_q;
 
-    const i32v first = x0 < -grey.end, last = x0 > grey.end;
-    const f32v factor = first ? r_p : last ? r_q : within * r_p * r_q;
+    const i32v first = x0<-grey.end, last = x0> grey.end;
+    // 1/((1 + e_p)(1 + e_q)/within) as 1/(1 + odds), which keeps the digits of a value near 0.
+    const f32v odds = first ? e_p : last ? e_q : (e_p + e_q + e_p * e_q + e_apart) / within;
     const f32v exponent = first ? ln_p : last ? ln_q : ln_p + ln_q;
-    const f32v log_probability = exponent + log_positive(factor);
-    const f32v by_mean =
-        first ? of_p
-              : last ? -of_q : of_p - of_q + (3.0f * slope * cubic) * width * (upper + lower) * remainder;
+    const f32v log_probability = exponent - log1p_positive(odds);
+    const f32v by_mean = first  ? of_p
+                         : last ? -of_q
+                                : of_p - of_q + (3.0f * slope * cubic) * width * (upper + lower) * remainder;
     const f32v by_scale =
-        first ? upper * of_p
-              : last ? -lower * of_q
-                     : upper * of_p - lower * of_q + slope * width * (1.0f + (3.0f * cubic) * squares) * remainder;
+        first  ? upper * of_p
+        : last ? -lower * of_q
+               : upper * of_p - lower * of_q + slope * width * (1.0f + (3.0f * cubic) * squares) * remainder;
     const i32v clamped = log_probability < least;
     return {clamped ? broadcast(-least) : -log_probability, clamped ? zero : -inverse * by_mean,
             clamped ? zero : 0.5f * by_scale};
@@ -65,8 +67,9 @@ __attribute__((noinline)) inline Decoded decode_tanh(f32v d, f32v log_var, f32v 
 
 // ln Phi(z), to a few ulp of double at any z.
 inline double log_normal_cdf(double z) {
-    if (z > -20.0) return z > 5.0 ? __builtin_log1p(-0.5 * __builtin_erfc(z * 0.7071067811865476))
-                                  : __builtin_log(0.5 * __builtin_erfc(-z * 0.7071067811865476));
+    if (z > -20.0)
+        return z > 5.0 ? __builtin_log1p(-0.5 * __builtin_erfc(z * 0.7071067811865476))
+                       : __builtin_log(0.5 * __builtin_erfc(-z * 0.7071067811865476));
     // Mills' ratio as an asymptotic series in 1/z^2, here below 1/400.
     const double w = 1.0 / (z * z);
     double series = -135135.0;
@@ -78,7 +81,7 @@ inline double log_normal_cdf(double z) {
 inline void decode_exact(double d, double log_var, double x0, const GreyLevels& grey, double out[3]) {
     const double inverse = __builtin_exp(-0.5 * log_var);
     const double upper = (d + grey.exact_half) * inverse, lower = (d - grey.exact_half) * inverse;
-    const bool first = x0 < -grey.end, last = x0 > grey.end;
+    const bool first = x0<-grey.end, last = x0> grey.end;
     double log_probability;
     if (first) {
         log_probability = log_normal_cdf(upper);
@@ -88,7 +91,8 @@ inline void decode_exact(double d, double log_var, double x0, const GreyLevels& 
         // Phi(b) - Phi(a) on the side where both are small.
         const bool flipped = upper + lower > 0;
         const double b = log_normal_cdf(flipped ? -lower : upper), a = log_normal_cdf(flipped ? -upper : lower);
-        log_probability = b + __builtin_log(-__builtin_expm1(a - b));
+        const double u = a - b;
+        log_probability = b + (u < -0.7 ? __builtin_log1p(-__builtin_exp(u)) : __builtin_log(-__builtin_expm1(u)));
     }
     auto density = [&](double z) { return __builtin_exp(-0.5 * z * z - 0.9189385332046727 - log_probability); };
     const double of_upper = last ? 0.0 : density(upper), of_lower = first ? 0.0 : density(lower);

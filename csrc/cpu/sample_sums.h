@@ -32,8 +32,8 @@ struct Parts {
 
 constexpr int64_t kTasksPerThread = 16;
 
-// make(sample).run(first, end, generated, sums) adds its kSums sums over the elements [first, end) of a sample; generated
-// is their noise, or null without a source. Those of a part go to partial[kSums * part].
+// make(sample).run(first, end, generated, sums) adds its kSums sums over the elements [first, end) of a sample;
+// generated is their noise, or null without a source. Those of a part go to partial[kSums * part].
 template <int kSums, class Make>
 inline void sum_parts(const SampleShape& shape, const Parts& parts, const NoiseArgs* source, int num_threads,
                       double* partial, Make make) {

@@ -1,5 +1,5 @@
-// Per sample: mse = mean((m - target)^2), the term of the variational bound at its t in bits/dim, and the mean square of
-// x0 - x0^ for the (clipped) x0 predicted; with the gradient of scale * terms in the same pass.
+// Per sample: mse = mean((m - target)^2), the term of the variational bound at its t in bits/dim, and the mean square
+// of x0 - x0^ for the (clipped) x0 predicted; with the gradient of scale * terms in the same pass.
 //
 // Everything follows from the residual r = m - (of_y y + of_x0 x0), y = eps or x_t: x0 - x0^ = x0_scale r, the means of
 // posterior and model are coef1 times as far apart, and with D = ln sigma^2 - ln beta~
@@ -60,24 +60,26 @@ class VbTerms {
         x0_scale_ = vector(c[kX0Scale]);
         bias_ = vector(c[kDeltaBias]);
         slope_ = vector(c[kDeltaSlope]);
-        log_var_ = vector(c[kLogVar]);
+        slope_rest_ = vector(c[kDeltaSlope] - static_cast<double>(static_cast<float>(c[kDeltaSlope])));
         difference_ = vector(sample_.difference);
         squares_ = vector(sample_.precision * sample_.difference * sample_.difference);
+        mean_of_x0_ = i32v{} - (args.mean_of_x0 ? 1 : 0);
         low_ = vector(args.clip_low);
         high_ = vector(args.clip_high);
-        if (!kLearned) {
-            fixed_precision_ = vector(__builtin_exp(-sample_.bias));
-            fixed_log_var_ = vector(c[kLogVar] + sample_.bias);
-        }
+        fixed_precision_ = vector(__builtin_exp(-sample_.bias));
+        fixed_log_var_ = vector(c[kLogVar] + sample_.bias);
         if (!kGrad) return;
         const double size = static_cast<double>(args.shape.channels * args.shape.pixels);
         const double* scale = args.scale + (args.scale_per_sample ? n * kVbTerms : 0);
         const double of_vb = scale[1] / (size * kLn2);
+        of_mse_ = scale[0] != 0;
+        of_x0_mse_ = scale[2] != 0;
+        of_bound_ = scale[1] != 0 && !args.stops_mean;
         const double of_base = args.clip && args.mean_of_x0 ? c[kX0Scale] : 1.0;  // of the base by m
         of_residual_ = vector(2.0 * scale[0] / size);
         of_x0_error_ = vector(2.0 * scale[2] / size * c[kX0Scale]);
         of_variance_ = vector(of_vb * c[kDeltaSlope]);
-        const double of_mean = args.stops_mean ? 0.0 : of_vb * of_base * sample_.difference;
+        const double of_mean = of_vb * of_base * sample_.difference;
         of_mean_ = vector(sample_.first ? of_mean : of_mean * sample_.precision * sample_.difference);
     }
 
@@ -98,9 +100,8 @@ class VbTerms {
     void run(int64_t first, int64_t end, const float* generated, double* out) const {
         // Two of each side by side, since an addition waits for the one before it.
         Sums sums[2];
-        auto add = [&](int64_t i, int n, Sums& to) DIFFKERN_LAMBDA {
-            element<kFirst>(i, n, kGenerated ? generated + (i - first) : nullptr, to);
-        };
+        auto add = [&](int64_t i, int n, Sums& to)
+                       DIFFKERN_LAMBDA { element<kFirst>(i, n, kGenerated ? generated + (i - first) : nullptr, to); };
         int64_t i = first;
         for (; i + 2 * kLanes <= end; i += 2 * kLanes)
             for (int u = 0; u < 2; ++u) add(i + u * kLanes, kLanes, sums[u]);
@@ -119,21 +120,22 @@ class VbTerms {
         f32v target = args_.x0_in_target ? multiply_add(of_x0_, x0, zero) : zero;
         if (args_.reads_y) target = multiply_add(of_y_, generated ? load_n(generated, n) : y_.load(i, n), target);
         const f32v residual = mean_.load(i, n) - target;
-        f32v base = residual, x0_error = x0_scale_ * residual, inside = broadcast(1.0f);
+        f32v base = residual, x0_error = x0_scale_ * residual;
+        i32v outside = {};
         if (args_.clip) {
             const f32v predicted = multiply_add(-x0_scale_, residual, x0);
             // Written so that a NaN passes through both comparisons.
-            const i32v outside = (predicted < low_) | (predicted > high_);
+            outside = (predicted < low_) | (predicted > high_);
             f32v clipped = predicted < low_ ? low_ : predicted;
             clipped = clipped > high_ ? high_ : clipped;
             x0_error = x0 - clipped;
-            inside = outside ? zero : inside;
             if (args_.mean_of_x0) base = x0_error;
         }
-        const f32v delta = kLearned ? multiply_add(slope_, variance_.load(i, n), bias_) : bias_;
+        const f32v variance = kLearned ? variance_.load(i, n) : zero;
+        const f32v delta = kLearned ? multiply_add(slope_, variance, bias_) : bias_;
         f32v bound, of_mean, of_delta;
         if (kFirst) {
-            const f32v log_var = kLearned ? delta + log_var_ : fixed_log_var_;
+            const f32v log_var = kLearned ? multiply_add(slope_, variance, fixed_log_var_) : fixed_log_var_;
             const f32v difference = difference_ * base;
             const Decoded decoded = args_.exact ? decode_exact(difference, log_var, x0, grey_)
                                                 : decode_tanh(difference, log_var, x0, grey_);
@@ -143,21 +145,28 @@ class VbTerms {
         } else {
             f32v e = fixed_precision_;
             if (kLearned) {
-                e = exp_of_minus(delta);
-                e = delta == delta ? e : delta;  // NaN stays
+                // Of slope v alone and not of delta, and with what that product lost in rounding: an argument of 10 in
+                // float32 is off by 1e-6, and so would be the result. NaN stays.
+                const f32v v = slope_ * variance;
+                const f32v lost = multiply_add(slope_rest_, variance, multiply_subtract(slope_, variance, v));
+                e = fixed_precision_ * exp_of_minus(v);
+                e = v == v ? (lost == lost ? e - e * lost : e) : v;
             }
             const f32v squared = squares_ * base * base;
             bound = multiply_add(e, squared, zero);
             of_mean = of_mean_ * (e * base);
             if (kLearned) {
-                const f32v remainder = exp_remainder(delta, e);
+                f32v derivative;
+                const f32v remainder = exp_remainder(delta, e, derivative);
                 bound = multiply_add(e, squared, remainder);
-                of_delta = 0.5f * ((delta - remainder) - e * squared);
+                of_delta = 0.5f * (derivative - e * squared);
             }
         }
         if (kGrad) {
-            f32v grad = multiply_add(of_residual_, residual, of_x0_error_ * (x0_error * inside));
-            grad = grad + (args_.mean_of_x0 ? of_mean * inside : of_mean);
+            // What has no share in the gradient may be infinite.
+            f32v grad = of_mse_ ? of_residual_ * residual : zero;
+            if (of_x0_mse_) grad += outside ? zero : of_x0_error_ * x0_error;
+            if (of_bound_) grad += outside & mean_of_x0_ ? zero : of_mean;
             grad_mean_.store(i, grad, n);
             if (kLearned) grad_variance_.store(i, of_variance_ * of_delta, n);
         }
@@ -181,8 +190,10 @@ class VbTerms {
     Data mean_, variance_, x0_, y_, grad_mean_, grad_variance_;
     GreyLevels grey_;
     Sample sample_;
-    f32v of_y_, of_x0_, x0_scale_, bias_, slope_, log_var_, difference_, squares_, low_, high_;
-    f32v fixed_precision_ = {}, fixed_log_var_ = {};
+    f32v of_y_, of_x0_, x0_scale_, bias_, slope_, slope_rest_, difference_, squares_, low_, high_;
+    f32v fixed_precision_, fixed_log_var_;  // e^-D and ln sigma^2 where v = 0
+    i32v mean_of_x0_;
+    bool of_mse_ = false, of_x0_mse_ = false, of_bound_ = false;  // whether the term has a share in the mean's gradient
     f32v of_residual_ = {}, of_x0_error_ = {}, of_mean_ = {}, of_variance_ = {};
 };
 

@@ -248,27 +248,31 @@ DIFFKERN_INLINE f32v log_of(f32v f, f32v e) {
     return (f + tail) + e * 0.693359375f;
 }
 
-// ln x for finite x > 0, to a few 1e-7 of 1 or of itself, whichever is more; some number below -87 for x = 0 and
-// subnormal x.
-DIFFKERN_INLINE f32v log_positive(f32v x) {
-    const u32v bits = as_bits(x) - 0x3f3504f3u;  // x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1
+// ln(1 + x) for x >= 0, to a few 1e-7 of itself; some number above 88 for x = inf, NaN stays.
+DIFFKERN_INLINE f32v log1p_positive(f32v x) {
+    const f32v y = 1.0f + x;
+    const u32v bits = as_bits(y) - 0x3f3504f3u;  // y = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1
     const f32v e = __builtin_convertvector(reinterpret_cast<i32v>(bits) >> 23, f32v);
-    return log_of(as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f, e);
+    const f32v f = as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+    const i32v small = x < 0.4f;
+    const f32v ln = log_of(small ? x : f, small ? broadcast(0.0f) : e);
+    return x == x ? ln : x;
 }
 
-// 1 - exp(-z) for z >= 0, to a few 1e-7 of itself; NaN stays.
-DIFFKERN_INLINE f32v one_minus_exp(f32v z) {
+// 1 - exp(-z) for z >= 0, to a few 1e-7 of itself, given e = exp(-z); NaN stays.
+DIFFKERN_INLINE f32v one_minus_exp(f32v z, f32v e) {
     f32v p = z * -1.9841270e-4f + 1.3888889e-3f;
     p = p * z - 8.3333333e-3f;
     p = p * z + 4.1666667e-2f;
     p = p * z - 1.6666667e-1f;
     p = p * z + 0.5f;
     const f32v series = z - z * z * p;  // Taylor's, off by z^8/40320
-    return z < 0.4f ? series : 1.0f - exp_of_minus(z);
+    return z < 0.4f ? series : 1.0f - e;
 }
 
-// z + exp(-z) - 1, to a few 1e-7 of itself or, beyond |z| = 1/2, of 1, given e = exp(-z); NaN stays.
-DIFFKERN_INLINE f32v exp_remainder(f32v z, f32v e) {
+// z + exp(-z) - 1, to a few 1e-7 of itself or, beyond |z| = 1/2, of 1, given e = exp(-z); and its derivative 1 - e.
+// NaN stays.
+DIFFKERN_INLINE f32v exp_remainder(f32v z, f32v e, f32v& derivative) {
     f32v p = z * -2.7557319e-6f + 2.4801587e-5f;
     p = p * z - 1.9841270e-4f;
     p = p * z + 1.3888889e-3f;
@@ -276,8 +280,10 @@ DIFFKERN_INLINE f32v exp_remainder(f32v z, f32v e) {
     p = p * z + 4.1666667e-2f;
     p = p * z - 1.6666667e-1f;
     p = p * z + 0.5f;
+    const f32v series = z * z * p;
     const i32v small = (z < 0.5f) & (z > -0.5f);
-    return small ? z * z * p : (z - 1.0f) + e;
+    derivative = small ? z - series : 1.0f - e;
+    return small ? series : (z - 1.0f) + e;
 }
 
 DIFFKERN_INLINE f32v silu(f32v z) {

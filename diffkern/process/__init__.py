@@ -1,4 +1,4 @@
-"""The mathematics of the diffusion process, in float64 NumPy: schedules, respacing, marginal, posterior, loss weights."""
+"""The mathematics of the diffusion process, in float64 NumPy: schedules, respacing, marginal and posterior, weights."""
 
 from diffkern.process.flow import FlowProcess as FlowProcess
 from diffkern.process.gaussian import GaussianProcess as GaussianProcess

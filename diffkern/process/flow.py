@@ -72,6 +72,4 @@ class FlowProcess:
         """(1−s, s), what x0 and ε are multiplied with, in the place of (√ᾱ, √(1−ᾱ)): float64 (T,) on `device`."""
         import torch
 
-        return ProcessTables(
-            torch.tensor(1.0 - self.sigmas, device=device), torch.tensor(self.sigmas, device=device)
-        )
+        return ProcessTables(torch.tensor(1.0 - self.sigmas, device=device), torch.tensor(self.sigmas, device=device))

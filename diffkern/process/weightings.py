@@ -12,7 +12,7 @@ from diffkern.process.gaussian import GaussianProcess
 
 
 class _Weights(NamedTuple):
-    """`table` (T,) multiplies the squared error of `prediction`, "eps" or "x0": the one in which SNR = 0 is harmless."""
+    """`table` (T,) multiplies the squared error of `prediction`, "eps" or "x0": the one that is finite at SNR = 0."""
 
     prediction: str
     table: np.ndarray
@@ -30,8 +30,8 @@ def loss_weights(process: GaussianProcess, name: str, **options: float) -> np.nd
     - "edm": (σ̂² + sigma_data²)/(σ̂·sigma_data)² on x0, σ̂² = 1/SNR, sigma_data = 0.5 (Karras et al. 2022,
       arXiv 2206.00364, table 1).
     - "laplace": p(λ)/q(λ) on eps, p the Laplace density of `loc` = 0 and `scale` = 0.5, q the density in which uniform
-      timesteps fall (Hang et al. 2024, arXiv 2407.03297): a schedule's steps count as if they had been drawn from p. Per
-      step it is T times p's probability between the midpoints to both neighbours in λ, the first and the last step
+      timesteps fall (Hang et al. 2024, arXiv 2407.03297): a schedule's steps count as if they had been drawn from p.
+      Per step it is T times p's probability between the midpoints to both neighbours in λ, the first and the last step
       reaching as far outwards as inwards; so the mean over the steps is 1, less what p has beyond the schedule's ends.
 
     Weights keep the scale of these formulas. Another prediction m has the error x0 − x̂0 = κ·(m − m̂), so that its
@@ -82,7 +82,9 @@ def _edm(process: GaussianProcess, sigma_data: float) -> _Weights:
 
 def _laplace(process: GaussianProcess, loc: float, scale: float) -> _Weights:
     if process.num_timesteps < 2:
-        raise ValueError("the weighting 'laplace' needs a process of 2 or more steps: one alone has no density in log SNR")
+        raise ValueError(
+            "the weighting 'laplace' needs a process of 2 or more steps: one alone has no density in log SNR"
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         z = (np.log(_snr(process)) - loc) / scale  # falls; −∞ at the end for zero terminal SNR
         middles = (z[1:] + z[:-1]) / 2

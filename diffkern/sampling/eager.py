@@ -43,7 +43,8 @@ def run(
     """
     x0_program, x_self_cond = None, list[Tensor]()  # the latter holds one, or none
     if isinstance(program, SelfConditioned):
-        program, x0_program, x_self_cond = program.program, program.x0_program, [torch.zeros_like(x)]
+        x0_program, x_self_cond = program.x0_program, [torch.zeros_like(x)]
+        program = program.program
     buffers: list[Tensor | None] = [None, None] if keep_states else [torch.empty_like(x), torch.empty_like(x)]
     slots = _empty_slots(program, x)
     x_in = x

@@ -14,8 +14,8 @@ RANGE = (-1.0, 1.0)
 
 @dataclass(frozen=True)
 class SelfConditioned:
-    """A program, and where its rows leave the x0 that the next row's network is given (Chen et al. 2022,
-    arXiv 2208.04202): in the last slot of `program`, or, where `x0_program` is not None, in what a step of it returns."""
+    """A program, and where its rows leave the x0 that the network is given next (Chen et al. 2022, arXiv 2208.04202):
+    in the last slot of `program`, or, where `x0_program` is not None, in what a step of that returns."""
 
     program: StepProgram
     x0_program: StepProgram | None

@@ -6,8 +6,8 @@ is, the bound on −log p(x0) is (their eqs. 11 and 17)
     ½·E_u[γ'(u)·‖ε − ε̂(x_u; γ(u))‖²]  +  KL(q(x_1 | x0) ‖ N(0, I))  −  E log p(x0 | x_0)
 
 Substituting γ for u shows that the first term depends on γ_0, γ_1 and the network, and not on how γ runs between them.
-So network and ends descend the bound, and the interior descends the variance of its estimate (their sections 5.1 and 5.3,
-appendix I.2): as E[ℓ] is fixed, the gradient of the variance is that of E[ℓ²], 2·ℓ·∂ℓ, which needs no second pass.
+So network and ends descend the bound, and the interior descends the variance of its estimate (their sections 5.1, 5.3,
+I.2): as E[ℓ] is fixed, the gradient of the variance is that of E[ℓ²], 2·ℓ·∂ℓ, which needs no second pass.
 docs/learned_schedule.md derives what is computed here.
 """
 

@@ -28,10 +28,10 @@ class TrainingLoss:
     predicted has it as well.
 
     Self-conditioning (Chen et al. 2022, arXiv 2208.04202, algorithm 1): in a share of the optimiser steps the network
-    first predicts x0 from x_t alone, without gradients, and is then given that, held in [−1, 1], as ``x_self_cond``. As
-    in the paper all images of a step share the choice, which here is a number of the step's own counter: so it is the
-    same on every process and in every micro-batch, all of them have the same work, the host knows it without waiting for
-    the device, and the steps without it cost one evaluation.
+    first predicts x0 from x_t alone, without gradients, and is then given that, held in [−1, 1], as ``x_self_cond``.
+    As in the paper all images of a step share the choice, which here is a number of the step's own counter: so it is
+    the same on every process and in every micro-batch, all of them have the same work, the host knows it without
+    waiting for the device, and the steps without it cost one evaluation.
 
     Args:
         process: its ``prediction`` is the target.

@@ -111,6 +111,5 @@ def _continuous(config: TrainConfig, process: LearnedSchedule, levels: int, take
             )
     if takes_self_cond:
         raise ValueError("a model with self_condition and a learned schedule: it is trained without self-conditioning")
-    return Objective(
-        process.prediction, process.variance, "continuous_bound", config.levels or levels, None, {}, 0.0, 0.0
-    )
+    levels = config.levels or levels
+    return Objective(process.prediction, process.variance, "continuous_bound", levels, None, {}, 0.0, 0.0)

@@ -32,12 +32,13 @@ class Trainer:
         model: called as ``model(x_t, t)`` with x_t float32 (N, C, H, W) and t int64 (N,), or as
             ``model(x_t, t, labels)`` if its attribute ``num_classes`` is a number; ``num_classes`` itself is
             then the null label. If its attribute ``self_condition`` is true, some calls have ``x_self_cond``, like
-            x_t, as well. It returns (N, C, H, W), or 2C channels if the variance is learned. It is trained in place. Checkpoints of a ``diffkern.models.UNet`` hold its
-            configuration and can be sampled from the command line; of any other network, its weights.
+            x_t, as well. It returns (N, C, H, W), or 2C channels if the variance is learned. It is trained in place.
+            Checkpoints of a ``diffkern.models.UNet`` hold its configuration and can be sampled from the command line;
+            of any other network, its weights.
         process: gives the tables and, by its ``prediction`` and ``variance``, what the network learns to give. A
             ``LearnedSchedule`` has its tables trained with the network, on the bound; ``fit`` returns them.
-        data: map-style dataset of float images (C, H, W) in [−1, 1], or of ``(image, label)``. Its attribute ``levels``,
-            if it has one, says how many grey levels they have.
+        data: map-style dataset of float images (C, H, W) in [−1, 1], or of ``(image, label)``. Its attribute
+            ``levels``, if it has one, says how many grey levels they have.
         config: see ``TrainConfig``; docs/training.md has the losses and weightings.
 
     Launching on several processes and mixed precision are accelerate's: ``accelerate launch`` works as usual.

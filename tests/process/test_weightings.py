@@ -59,8 +59,7 @@ def test_options_are_those_of_the_formulas():
 def test_min_snr_is_lucidrains(case):
     """Its tables are float32. Without min-SNR it weighs by SNR alone, which is a gamma beyond all of them."""
     golden = load("lucidrains_gaussian")
-    meta = golden.meta["cases"][case]
-    assert meta["key"] == f"c{case}"
+    (meta,) = (meta for meta in golden.meta["cases"] if meta["key"] == f"c{case}")
     betas = {"sigmoid": sigmoid_betas, "cosine": cosine_betas, "linear": linear_betas}[meta["beta_schedule"]]
     process = GaussianProcess(betas(meta["timesteps"]), meta["objective"].replace("pred_", "").replace("noise", "eps"))
     gamma = 5.0 if meta["min_snr_loss_weight"] else 1e30

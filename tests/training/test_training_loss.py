@@ -1,7 +1,8 @@
-"""The loss of a step: targets, kinds, weightings and offset noise against a plain composition in float64; its counters."""
+"""The loss of a step: targets, kinds, weightings and offset noise against a plain composition in float64; counters."""
 
 import itertools
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from training_cases import CLASSES, tiny_loss, tiny_process, tiny_trainer
 
 from diffkern.models import UNet, UNetConfig
 from diffkern.ops import philox_normal
-from diffkern.process import GaussianProcess, linear_betas, loss_weights, zero_terminal_snr
+from diffkern.ops.diffusion_loss.op import LOSSES
+from diffkern.process import WEIGHTINGS, GaussianProcess, linear_betas, loss_weights, zero_terminal_snr
 from diffkern.training import Digits, TrainConfig
+from diffkern.training.config import Loss, Weighting
 
 COUNT, STEP, SEED = 24, 7, 3
 PREDICTIONS = ("eps", "x0", "v", "x_prev", "flow")
@@ -201,6 +204,11 @@ def test_draws_depend_on_step_and_position_alone_and_cover_their_ranges():
     # Four standard deviations of a share of 4,000.
     assert abs((y == CLASSES).double().mean() - 0.25) < 4 * (0.25 * 0.75 / count) ** 0.5
     assert abs(x_t[t == 99].std() - 0.8) < 0.2  # √(1 − ᾱ) at the end of a short schedule
+
+
+def test_flags_offer_every_loss_and_weighting():
+    assert get_args(Loss) == LOSSES
+    assert get_args(Weighting) == WEIGHTINGS
 
 
 def test_defaults_follow_the_variance_and_the_data():

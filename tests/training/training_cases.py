@@ -59,9 +59,7 @@ def tiny_loss(process=None, *, null_label=None, label_dropout=0.0, **config):
     settings = TrainConfig(**config)
     objective = make_objective(settings, process, levels=17, takes_self_cond=settings.self_conditioning > 0)
     device = torch.device("cpu")
-    return TrainingLoss(
-        process, objective, seed=3, null_label=null_label, label_dropout=label_dropout, device=device
-    )
+    return TrainingLoss(process, objective, seed=3, null_label=null_label, label_dropout=label_dropout, device=device)
 
 
 def tiny_data(count=20):

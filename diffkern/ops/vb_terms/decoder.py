@@ -61,7 +61,7 @@ def _tanh(difference: Tensor, log_var: Tensor, ends: tuple[Tensor, Tensor], half
     apart = SLOPE * width * (1 + CUBIC * squares)  # p − q
     # σ(p) − σ(q) = σ(p)·σ(−q)·(1 − e^−(p−q))
     below, above = torch.nn.functional.logsigmoid(p), torch.nn.functional.logsigmoid(-q)
-    log_probability = below + above + torch.log(-torch.expm1(-apart))
+    log_probability = below + above + _log_one_minus_exp(-apart)
     of_p, of_q = torch.sigmoid(-p), torch.sigmoid(q)
     slope_p, slope_q = (SLOPE * (1 + 3 * CUBIC * z * z) for z in (upper, lower))
     remainder = 1 / torch.expm1(apart)
@@ -87,7 +87,7 @@ def _exact(difference: Tensor, log_var: Tensor, ends: tuple[Tensor, Tensor], hal
     flipped = upper + lower > 0
     b, a = torch.where(flipped, -lower, upper), torch.where(flipped, -upper, lower)
     log_b, log_a = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
-    log_probability = log_b + torch.log(-torch.expm1(log_a - log_b))
+    log_probability = log_b + _log_one_minus_exp(log_a - log_b)
     log_probability = torch.where(
         first,
         torch.special.log_ndtr(upper),
@@ -103,3 +103,8 @@ def _exact(difference: Tensor, log_var: Tensor, ends: tuple[Tensor, Tensor], hal
     # z·φ(z) is 0, not ∞·0, where z is infinite.
     by_scale = torch.where(of_upper == 0, 0.0, upper * of_upper) - torch.where(of_lower == 0, 0.0, lower * of_lower)
     return Bin(-log_probability, inverse * (of_lower - of_upper), by_scale / 2)
+
+
+def _log_one_minus_exp(u: Tensor) -> Tensor:
+    """ln(1 − e^u) for u < 0, in the form that keeps its digits."""
+    return torch.where(u < -math.log(2), torch.log1p(-torch.exp(u)), torch.log(-torch.expm1(u)))

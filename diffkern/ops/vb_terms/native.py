@@ -114,8 +114,10 @@ def _buffer(part: Tensor | None, channels_last: bool) -> Tensor | None:
     if part is None:
         return None
     dense = part.movedim(1, -1) if channels_last else part
-    return dense if not channels_last or dense.is_contiguous() else torch.empty_like(
-        dense, memory_format=torch.contiguous_format
+    return (
+        dense
+        if not channels_last or dense.is_contiguous()
+        else torch.empty_like(dense, memory_format=torch.contiguous_format)
     )
 
 

@@ -17,8 +17,7 @@ from diffkern.ops.vb_terms.decoder import decode
 class Elements(NamedTuple):
     """Per element, in the arithmetic's dtype: what the sums and the gradients are made of.
 
-    residual: m − m̂. x0_error: x0 − x̂0, of the clipped x̂0 if there is a clip; `inside` is 1 where it passed that
-    unchanged (and for x_prev, whose mean is not made of x̂0, in the bound). value: the bound's term in nats, with its
+    residual: m − m̂. x0_error: x0 − x̂0, of the clipped x̂0 if there is a clip; `inside`: where it passed unchanged. value: the bound's term in nats, with its
     derivatives by the difference μ̃ − μ of the means, by Δ = log σ² − log β̃ and by log β̃ with Δ held.
     """
 
@@ -88,7 +87,7 @@ def elements(args: Arguments) -> Elements:
     if args.x0_in_target:
         wanted = wanted + column(of_x0) * x0
     residual = mean - wanted
-    x0_error, inside = column(x0_scale) * residual, torch.ones_like(residual)
+    x0_error, inside = column(x0_scale) * residual, torch.ones_like(residual, dtype=torch.bool)
     difference = column(coef1 * x0_scale) * residual
     if args.clip is not None:
         low, high = args.clip
@@ -96,13 +95,16 @@ def elements(args: Arguments) -> Elements:
         x0_error = x0 - predicted.clamp(low, high)
         if args.target != "x_prev":
             difference = column(coef1) * x0_error
-        inside = torch.where((predicted < low) | (predicted > high), 0.0, inside)
+        inside = ~((predicted < low) | (predicted > high))
 
     delta = column(bias).expand_as(residual)
     if channels is not None:
         delta = delta + column(slope) * channels
     # KL(q(x_{t−1} | x_t, x0) ‖ p): ½(Δ + e^−Δ − 1 + e^−Δ·(μ̃ − μ)²/β̃)
-    precision = torch.exp(-delta)
+    precision = column(torch.exp(-bias))
+    if channels is not None:
+        # An argument of 10 in float32 would be off by 1e-6, and so would the result.
+        precision = precision * torch.exp(-per_sample(slope, x0) * channels.double()).to(compute)
     posterior_precision = column(torch.exp(-log_var))
     squared = posterior_precision * difference * difference
     # Where Δ is small its terms all but cancel.
@@ -129,19 +131,19 @@ def of_mean(args: Arguments, found: Elements, scale: Tensor) -> Tensor:
     """The gradient of Σ scale·terms by the mean's channels, in the arithmetic's dtype; scale float64 (3,) or (N, 3)."""
     x0_scale, coef1 = gather(args.coefficients, args.t)[:, 2:4].unbind(1)
     of_mse, of_vb, of_x0 = per_element_scales(scale, found.residual)
-    inside = found.inside
-    gradient = _on(of_mse * 2, found) * found.residual
-    gradient = gradient + _on(of_x0 * 2 * x0_scale, found) * found.x0_error * inside
-    if not args.stops_mean:
-        reaches = torch.ones_like(inside) if args.target == "x_prev" else inside
-        gradient = gradient + _on(of_vb * coef1 * x0_scale, found) * found.of_difference * reaches
-    return gradient
+    gradient = _term(of_mse * 2, found.residual)
+    gradient = gradient + torch.where(found.inside, _term(of_x0 * 2 * x0_scale, found.x0_error), 0.0)
+    if args.stops_mean:
+        return gradient
+    of_bound = _term(of_vb * coef1 * x0_scale, found.of_difference)
+    # The mean of an x_prev network is not made of x̂0.
+    return gradient + (of_bound if args.target == "x_prev" else torch.where(found.inside, of_bound, 0.0))
 
 
 def of_variance(args: Arguments, found: Elements, scale: Tensor) -> Tensor:
     """The same by the variance's channels."""
     slope = gather(args.coefficients, args.t)[:, 6]
-    return _on(per_element_scales(scale, found.residual)[1] * slope, found) * found.of_delta
+    return _term(per_element_scales(scale, found.residual)[1] * slope, found.of_delta)
 
 
 def per_element_scales(scale: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,8 +153,10 @@ def per_element_scales(scale: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Ten
     return of_mse, of_vb / math.log(2), of_x0
 
 
-def _on(values: Tensor, found: Elements) -> Tensor:
-    return per_sample(values.to(found.residual.dtype), found.residual)
+def _term(factors: Tensor, values: Tensor) -> Tensor:
+    """factors () or (N,) times values; what has no share in the gradient may be infinite."""
+    factor = per_sample(factors.to(values.dtype), values)
+    return torch.where(factor == 0, 0.0, factor * values)
 
 
 def _gradient(args: Arguments, found: Elements, scale: Tensor) -> Tensor:

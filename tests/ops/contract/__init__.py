@@ -8,6 +8,7 @@ from tests.ops.contract import (
     philox,
     q_sample,
     solver_step,
+    vb_terms,
 )
 
 CASES = [
@@ -18,4 +19,5 @@ CASES = [
     *diffusion_loss.CASES,
     *guidance_rescale.CASES,
     *dynamic_threshold.CASES,
+    *vb_terms.CASES,
 ]
