@@ -16,19 +16,19 @@ INTERIOR = ("sharpness", "shift", "height")
 
 
 class Exact(nn.Module):
-    """E[target | x_t] of data N(0, τ²) that is told the schedule's time; `gain` 1 is a trainable factor."""
+    """E[target | x_t] of data N(0, tau²) that is told the schedule's time; `gain` 1 is a trainable factor."""
 
-    def __init__(self, schedule, prediction):
+    def __init__(self, schedule, prediction, tau=TAU):
         super().__init__()
-        self.prediction = prediction
+        self.prediction, self.tau = prediction, tau
         self.zero, self.per_gamma = schedule.time_zero.clone(), schedule.time_per_gamma.clone()
         self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
 
     def forward(self, x_t, t):
         gamma = (t.double() / self.per_gamma + self.zero).reshape(-1, 1, 1, 1)
         signal, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
-        whole = signal**2 * TAU**2 + sigma**2
-        x0, eps = signal * TAU**2 / whole * x_t, sigma / whole * x_t
+        whole = signal**2 * self.tau**2 + sigma**2
+        x0, eps = signal * self.tau**2 / whole * x_t, sigma / whole * x_t
         value = {"eps": eps, "x0": x0, "v": signal * eps - sigma * x0, "flow": eps - x0}[self.prediction]
         return self.gain * value.to(x_t.dtype)
 
@@ -167,6 +167,23 @@ def test_the_interior_descends_the_mean_square_of_the_losses_and_the_rest_the_bo
         torch.testing.assert_close(
             found[name], expected, rtol=1e-9, atol=1e-10, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
+def test_gradients_of_the_ends_are_those_of_differences_for_a_network_that_is_wrong(prediction):
+    """For the best network what it is told has no effect of first order; here every path to the ends counts."""
+    schedule, loss, _, x0 = problem(prediction, count=16, size=4)
+    bend(schedule)
+    model = Exact(schedule, prediction, tau=0.5)
+    terms(loss, model, x0, draw=3).mean().backward()
+    for end in (schedule.below, schedule.above):
+        found, start, values = end.grad.item(), end.item(), []
+        for change in (-1e-5, 1e-5):
+            with torch.no_grad():
+                end.fill_(start + change)
+                values.append(terms(loss, model, x0, draw=3).mean().item())
+                end.fill_(start)
+        assert found == pytest.approx((values[1] - values[0]) / 2e-5, rel=1e-6, abs=1e-8)
 
 
 def test_training_the_interior_makes_the_loss_even_and_leaves_its_mean():
