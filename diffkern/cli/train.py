@@ -11,7 +11,7 @@ import tyro
 
 from diffkern.models import CheckpointError, UNet, UNetConfig, atomic_write
 from diffkern.process import GaussianProcess, make_betas
-from diffkern.training import TrainConfig, Trainer, open_data
+from diffkern.training import LearnedSchedule, TrainConfig, Trainer, open_data
 from diffkern.training.checkpoint import require_fresh
 
 _CONFIG = "config.json"
@@ -29,8 +29,10 @@ _FOLLOWS = {
 class ProcessConfig:
     """The diffusion process."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "laplace", "exp"] = "linear"
-    """Of the betas."""
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "laplace", "exp", "learned"] = (
+        "linear"
+    )
+    """Of the betas; learned: trained with the network, on the bound in continuous time."""
     num_timesteps: int = 1000
     """How many steps of noise."""
     prediction: Literal["eps", "x0", "v", "x_prev", "flow"] = "eps"
@@ -38,7 +40,9 @@ class ProcessConfig:
     variance: Literal["fixed_small", "fixed_large", "learned", "learned_range"] = "fixed_small"
     """Of a sampling step of the full process: the posterior's, or beta; or learned, freely or between the two."""
 
-    def build(self) -> GaussianProcess:
+    def build(self) -> GaussianProcess | LearnedSchedule:
+        if self.schedule == "learned":
+            return LearnedSchedule(self.num_timesteps, self.prediction, self.variance)
         return GaussianProcess(make_betas(self.schedule, self.num_timesteps), self.prediction, self.variance)
 
 

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from diffkern.process import GaussianProcess
+
 Loss = Literal["mse", "rescaled_mse", "hybrid", "kl", "rescaled_kl"]
 Weighting = Literal["min_snr", "soft_min_snr", "p2", "edm", "laplace"]
 
@@ -117,9 +119,11 @@ class TrainResult:
         checkpoint: folder of the last checkpoint, or None without an output folder.
         images_per_second: over the steps of this call, saving included.
         ema: the averaged network, in evaluation mode, on the training device: the one to sample from.
+        process: the process to sample it with: the given one, or that of the learned schedule.
     """
 
     losses: list[float]
     checkpoint: Path | None
     images_per_second: float
     ema: nn.Module
+    process: GaussianProcess

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffkern.process import GaussianProcess, loss_weights
 from diffkern.training.config import TrainConfig
+from diffkern.training.learned_schedule import LearnedSchedule
 
 _PURE_BOUND = ("kl", "rescaled_kl")
 
@@ -19,7 +20,7 @@ class Objective:
 
     Attributes:
         prediction, variance: of the process.
-        loss: as in ``diffusion_loss``.
+        loss: as in ``diffusion_loss``; "continuous_bound" for a ``LearnedSchedule``.
         levels: grey levels of the data, which the bound's first term needs.
         weighting: a name in ``process.WEIGHTINGS`` or None, with ``weighting_options``.
         offset_noise: standard deviation of the noise that each channel has in common, beside ε's own 1.
@@ -44,7 +45,9 @@ class Objective:
         return asdict(self)
 
 
-def make_objective(config: TrainConfig, process: GaussianProcess, *, levels: int, takes_self_cond: bool) -> Objective:
+def make_objective(
+    config: TrainConfig, process: GaussianProcess | LearnedSchedule, *, levels: int, takes_self_cond: bool
+) -> Objective:
     """The objective of a run on data of ``levels`` grey levels.
 
     ``takes_self_cond``: whether the network takes x_self_cond.
@@ -52,6 +55,8 @@ def make_objective(config: TrainConfig, process: GaussianProcess, *, levels: int
     Raises:
         ValueError: choices that do not go together; names them.
     """
+    if isinstance(process, LearnedSchedule):
+        return _continuous(config, process, levels, takes_self_cond)
     learned = process.channel_variance != "fixed"
     loss = config.loss or ("rescaled_mse" if learned else "mse")
     if learned and loss == "mse":
@@ -94,3 +99,17 @@ def make_objective(config: TrainConfig, process: GaussianProcess, *, levels: int
     )
     objective.weights(process)  # raises for options that the weighting does not have, and for infinite weights
     return objective
+
+
+def _continuous(config: TrainConfig, process: LearnedSchedule, levels: int, takes_self_cond: bool) -> Objective:
+    """A learned schedule has one loss, the bound in continuous time, with weights and noise of its own."""
+    for name in ("loss", "weighting", "offset_noise", "self_conditioning"):
+        if getattr(config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} and a learned schedule: it is trained on the bound in continuous "
+                f"time, without {name}"
+            )
+    if takes_self_cond:
+        raise ValueError("a model with self_condition and a learned schedule: it is trained without self-conditioning")
+    levels = config.levels or levels
+    return Objective(process.prediction, process.variance, "continuous_bound", levels, None, {}, 0.0, 0.0)

@@ -17,8 +17,10 @@ from diffkern.training import checkpoint as files
 from diffkern.training.config import TrainConfig
 from diffkern.training.data.loader import CheckedImages, micro_batches
 from diffkern.training.data.order import StreamBatches
+from diffkern.training.learned_schedule import ContinuousLoss, LearnedSchedule
 from diffkern.training.loss import TrainingLoss
 from diffkern.training.objective import Objective
+from diffkern.training.schedule_state import ScheduleState
 
 
 class TrainingRun:
@@ -28,6 +30,7 @@ class TrainingRun:
         accelerator: accelerate's, with this run's precision.
         device: where the network now is.
         ema: the running average of the network.
+        schedule: the noise schedule in training, None for a process whose tables are given.
         step: optimiser steps done.
         losses: the mean loss of each of them.
     """
@@ -35,7 +38,7 @@ class TrainingRun:
     def __init__(
         self,
         model: nn.Module,
-        process: GaussianProcess,
+        process: GaussianProcess | LearnedSchedule,
         objective: Objective,
         images: CheckedImages,
         config: TrainConfig,
@@ -44,7 +47,7 @@ class TrainingRun:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, is_initialized
 
-        self.config, self.process, self.objective, self.images = config, process, objective, images
+        self.config, self.objective, self.images = config, objective, images
         # accelerate keeps the precision of the first run of a Python process, and refuses any other.
         if is_initialized() and AcceleratorState().mixed_precision != config.mixed_precision:
             AcceleratorState._reset_state()
@@ -58,14 +61,19 @@ class TrainingRun:
         self.ema = AveragedModel(self.bare).requires_grad_(False)
         self.ema.eval()
         self.adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        self.loss = TrainingLoss(
-            process,
-            objective,
-            seed=config.seed,
-            null_label=null,
-            label_dropout=config.label_dropout,
-            device=self.device,
-        )
+        self._lr_scales = [1.0]
+        drawn: dict[str, Any] = {"seed": config.seed, "null_label": null, "label_dropout": config.label_dropout}
+        self.schedule: ScheduleState | None = None
+        self.loss: TrainingLoss | ContinuousLoss
+        if isinstance(process, LearnedSchedule):
+            self.schedule = ScheduleState(process, objective.levels, self.device)
+            self.adamw.add_param_group({"params": self.schedule.parameters(), "weight_decay": 0.0})
+            self._lr_scales.append(process.lr_scale)
+            sizes = {"levels": objective.levels, "batch_size": config.batch_size}
+            self.loss = ContinuousLoss(self.schedule.schedule, process, **sizes, **drawn)
+        else:
+            self._process = process
+            self.loss = TrainingLoss(process, objective, device=self.device, **drawn)
         self.step, self.losses = 0, list[float]()
         self._generators: list[dict[str, Tensor]] = []
 
@@ -99,8 +107,9 @@ class TrainingRun:
 
     def train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """One optimiser step; [its mean loss, the gradient's norm before clipping] of this process, on the device."""
-        for group in self.adamw.param_groups:
-            group["lr"] = self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        lr = self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        for group, scale in zip(self.adamw.param_groups, self._lr_scales, strict=True):
+            group["lr"] = scale * lr
         total = torch.zeros((), device=self.device)
         for micro in range(self.config.accumulation):
             x0, labels = next(batches)
@@ -109,6 +118,8 @@ class TrainingRun:
                 loss = self.loss(self.model, x0, labels, self.step, samples)
                 self.accelerator.backward(loss)
             total += loss.detach() / self.config.accumulation
+        if self.schedule is not None:
+            self.schedule.reduce_gradients(self.accelerator)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -116,8 +127,15 @@ class TrainingRun:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self.ema.update_parameters(self.bare)
+        if self.schedule is not None:
+            self.schedule.average(decay)
         self.step += 1
         return torch.stack([total, norm.to(total.dtype)])
+
+    @property
+    def process(self) -> GaussianProcess:
+        """What to sample with: the given process, or the learned schedule as it is now."""
+        return self._process if self.schedule is None else self.schedule.process()
 
     def save(self, output: Path) -> Path:
         """Write a checkpoint of the present step, unless it is there already; every process must call this.
@@ -126,7 +144,8 @@ class TrainingRun:
             FloatingPointError: a weight is NaN or Inf; nothing is written.
             OSError: the checkpoint could not be written.
         """
-        for network in (self.bare, self.ema.module):
+        learned = self.schedule.modules().values() if self.schedule is not None else ()
+        for network in (self.bare, self.ema.module, *learned):
             for name, tensor in network.state_dict().items():
                 if not torch.isfinite(tensor).all():
                     raise FloatingPointError(f"{name} holds NaN or Inf after step {self.step}: it was not saved")
@@ -146,7 +165,8 @@ class TrainingRun:
                         json.dumps(files.describe_process(self.process, self.images.shape))
                     ),
                     files.TRAINING: lambda path: files.write_training_state(path, state),
-                },
+                }
+                | (self.schedule.files() if self.schedule is not None else {}),
                 self.config.keep_checkpoints,
             )
         self.accelerator.wait_for_everyone()
@@ -166,9 +186,11 @@ class TrainingRun:
                 raise CheckpointError(f"{checkpoint}: its run had {name}={was!r}, this one has {now!r}")
         for network, name in ((self.bare, files.MODEL), (self.ema.module, files.EMA)):
             load_state(network, files.read_weights(checkpoint / name), str(checkpoint / name))
+        if self.schedule is not None:
+            self.schedule.restore(checkpoint, state["step"])
         self.adamw.load_state_dict(state["optimizer"])
-        for group in self.adamw.param_groups:
-            group["weight_decay"] = self.config.weight_decay  # the present configuration counts, as for lr
+        # The present configuration counts, as for lr; a schedule's weights, the second group, never decay.
+        self.adamw.param_groups[0]["weight_decay"] = self.config.weight_decay
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.losses = state["step"], state["losses"].tolist()

@@ -16,6 +16,7 @@ from diffkern.training.config import TrainConfig, TrainResult
 from diffkern.training.data.base import DEFAULT_LEVELS
 from diffkern.training.data.loader import CheckedImages
 from diffkern.training.interrupt import TrainingInterrupted, deferred_interrupt
+from diffkern.training.learned_schedule import LearnedSchedule
 from diffkern.training.objective import make_objective
 from diffkern.training.run import TrainingRun
 
@@ -34,7 +35,8 @@ class Trainer:
             x_t, as well. It returns (N, C, H, W), or 2C channels if the variance is learned. It is trained in place.
             Checkpoints of a ``diffkern.models.UNet`` hold its configuration and can be sampled from the command line;
             of any other network, its weights.
-        process: gives the tables and, by its ``prediction`` and ``variance``, what the network learns to give.
+        process: gives the tables and, by its ``prediction`` and ``variance``, what the network learns to give. A
+            ``LearnedSchedule`` has its tables trained with the network, on the bound; ``fit`` returns them.
         data: map-style dataset of float images (C, H, W) in [−1, 1], or of ``(image, label)``. Its attribute
             ``levels``, if it has one, says how many grey levels they have.
         config: see ``TrainConfig``; docs/training.md has the losses and weightings.
@@ -47,7 +49,13 @@ class Trainer:
             raises.
     """
 
-    def __init__(self, model: nn.Module, process: GaussianProcess, data: Dataset[Any], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        process: GaussianProcess | LearnedSchedule,
+        data: Dataset[Any],
+        config: TrainConfig,
+    ) -> None:
         num_classes = getattr(model, "num_classes", None)
         model_config = getattr(model, "config", None)
         if num_classes is not None and config.label_dropout > 0 and not getattr(model_config, "null_label", True):
@@ -95,7 +103,7 @@ class Trainer:
             checkpoint = _loop(run, batches, checkpoint)
         seconds = time.perf_counter() - begin
         rate = (run.step - first) * self.config.batch_size / seconds
-        return TrainResult(run.losses, checkpoint, rate, run.ema.module)
+        return TrainResult(run.losses, checkpoint, rate, run.ema.module, run.process)
 
 
 def _loop(run: TrainingRun, batches: Iterator[tuple[Tensor, Tensor]], checkpoint: Path | None) -> Path | None:

@@ -1,0 +1,154 @@
+"""The likelihood of digits under a learned noise schedule and under a learned variance, beside the usual ones.
+
+`python -m benchmarks.learned_schedule --steps 5000 --out out/learned_schedule` trains the digits U-Net once for each
+run, with the same seed, images, batches and number of steps, evaluates the bound on the held-out digits with the same
+noise, and writes learned_schedule.json and learned_schedule.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffkern.evaluation import NllResult, evaluate_nll
+
+from benchmarks.machine import machine
+from diffkern.models import UNet, UNetConfig
+from diffkern.process import GaussianProcess, linear_betas
+from diffkern.training import Digits, LearnedSchedule, TrainConfig, Trainer
+
+LEVELS = 17
+TIMESTEPS = 1000
+TRAIN = TrainConfig(steps=5000, batch_size=64, lr=1e-3, warmup_steps=100, ema_decay=0.998, label_dropout=0.1, seed=0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network: its process, and the training settings that are its own."""
+
+    what: str
+    process: Callable[[], GaussianProcess | LearnedSchedule]
+    settings: dict[str, Any]
+
+
+RUNS = {
+    "linear": Run("linear schedule, fixed Σ, simple loss", lambda: GaussianProcess(linear_betas(TIMESTEPS)), {}),
+    "hybrid": Run(
+        "linear schedule, learned-range Σ, hybrid loss",
+        lambda: GaussianProcess(linear_betas(TIMESTEPS), variance="learned_range"),
+        {"loss": "hybrid"},
+    ),
+    "learned": Run("learned schedule, fixed Σ", lambda: LearnedSchedule(TIMESTEPS), {}),
+    "line": Run(
+        "the same bound, schedule kept at its start: log SNR a straight line",
+        lambda: LearnedSchedule(TIMESTEPS, lr_scale=0.0),
+        {},
+    ),
+}
+
+
+def train_and_evaluate(run: Run, steps: int, images: int | None) -> dict[str, Any]:
+    """One row of the JSON; `images` held-out digits are evaluated, None being all 256."""
+    process = run.process()
+    torch.manual_seed(TRAIN.seed)
+    config = replace(UNetConfig.digits(), learn_sigma=process.variance.startswith("learned"))
+    model = UNet(config).to(memory_format=torch.channels_last)
+    begin = time.perf_counter()
+    result = Trainer(model, process, Digits("train"), replace(TRAIN, steps=steps, **run.settings)).fit()
+    trained = time.perf_counter()
+    heldout = Digits("heldout")
+    data = [heldout[index] for index in range(len(heldout) if images is None else images)]
+    found = evaluate_nll(result.ema, result.process, data, levels=LEVELS, batch_size=512, progress=True)
+    row = summary(found, result.process)
+    print(f"{run.what}: {row['bits_per_dim']:.3f} bits/dim ± {row['standard_error']:.3f} (standard error)")
+    return {
+        "what": run.what,
+        **row,
+        "train_seconds": trained - begin,
+        "evaluate_seconds": time.perf_counter() - trained,
+        "losses": result.losses,
+    }
+
+
+def summary(found: NllResult, process: GaussianProcess) -> dict[str, Any]:
+    curve, _ = found.curve
+    return {
+        "bits_per_dim": found.bits_per_dim,
+        "standard_error": found.standard_error,
+        "prior": float(found.prior.mean()),
+        "kl": float(curve[1:].sum()),
+        "decoder": float(curve[0]),
+        "terms": curve.tolist(),
+        "gamma": (process.log_one_minus_alphas_cumprod - np.log(process.alphas_cumprod)).tolist(),
+    }
+
+
+def draw(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """The schedules, the terms of the bound per unit of log SNR, and the bound with its parts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (schedules, density, bars) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    for index, (name, row) in enumerate(rows.items()):
+        gamma, terms = np.array(row["gamma"]), np.array(row["terms"])
+        schedules.plot(np.linspace(0, 1, len(gamma)), -gamma, color=f"C{index}", label=name)
+        # A step's term over its length in γ; neighbours are averaged, as each is an estimate.
+        steps = np.diff(gamma)
+        window = max(len(steps) // 50, 1)
+        length = len(steps) // window * window
+        averaged = (values[:length].reshape(-1, window).sum(1) for values in (terms[1:], steps, gamma[1:] * steps))
+        term, step, weighted = averaged
+        density.plot(-weighted / step, term / step, color=f"C{index}", label=name)
+        bottom = 0.0
+        for part, hatch in (("decoder", "///"), ("kl", ""), ("prior", "...")):
+            bars.bar(index, row[part], bottom=bottom, color=f"C{index}", alpha=0.75, hatch=hatch, edgecolor="white")
+            bottom += row[part]
+        error = 1.96 * row["standard_error"]
+        bars.errorbar(index, bottom, error, color="black", capsize=4)
+        bars.text(index, bottom + error, f"{row['bits_per_dim']:.3f}", ha="center", va="bottom")
+    schedules.set(xlabel="t / (T − 1)", ylabel="log SNR", title="Noise schedules")
+    density.set(xlabel="log SNR", ylabel="bits/dim per unit of log SNR", title="Where the bound is spent")
+    bars.set(ylabel="bits/dim, held-out digits", title="Bound: decoder (///), KL terms, prior (...)")
+    bars.set_xticks(range(len(rows)), labels=list(rows))
+    bars.margins(y=0.12)
+    for axis in (schedules, density):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=TRAIN.steps, help="training steps of each run")
+    parser.add_argument("--images", type=int, help="held-out digits to evaluate; all 256 unless given")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/learned_schedule"), help="folder of the JSON and the plot"
+    )
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = {name: train_and_evaluate(RUNS[name], arguments.steps, arguments.images) for name in arguments.runs}
+    report = {
+        "machine": machine("cpu", f"python -m benchmarks.learned_schedule --steps {arguments.steps}"),
+        "levels": LEVELS,
+        "timesteps": TIMESTEPS,
+        "steps": arguments.steps,
+        "runs": rows,
+    }
+    (arguments.out / "learned_schedule.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(arguments.out / "learned_schedule.png", rows)
+    print(arguments.out / "learned_schedule.json")
+
+
+if __name__ == "__main__":
+    main()
