@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from diffkern.ops import philox_normal, q_sample
 from diffkern.process.spacing import Steps, whole
 from diffkern.sampling import eager
 from diffkern.sampling.arguments import Labels, check_images, check_labels, check_tensor, check_timestep
-from diffkern.sampling.network import Model, Network, Placement, evaluating, placement
+from diffkern.sampling.network import Model, Network, Placement, evaluating, network_times, placement
 from diffkern.solvers import StepProgram
 from diffkern.solvers.transitions import Process
 
@@ -250,8 +249,7 @@ class Sampler:
         place = placement(self.model)
         n = numbers.stop - numbers.start
         x = self._first_state(place, numbers, seed, x_start)
-        whole = (program.times == np.round(program.times)).all()
-        times = torch.tensor(program.times.astype(np.int64 if whole else np.float32), device=place.device)
+        times = network_times(program.times, place.device)
         y = None if labels is None else labels[numbers].to(place.device)
         network = Network(self.model, times, n, place.dtype, y, self._null_label)
         gradient = None if self.cond_fn is None else _gradient(self.cond_fn, times[:, None].repeat(1, n), y)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from diffkern.ops import diffusion_loss_and_grad, philox_uint32, q_sample
 from diffkern.process import GaussianProcess
 from diffkern.process.gaussian import ProcessTables
+from diffkern.sampling.network import network_times
 
 # Streams of the noise layout: what is drawn in one never overlaps what is drawn in another.
 _EPS_STREAM, _TIMESTEP_STREAM = 3, 4
@@ -38,7 +39,7 @@ class SimpleLoss:
     ) -> None:
         self.target, self.num_timesteps = process.prediction, process.num_timesteps
         self.tables = process.tables(device)
-        self.times = torch.tensor(process.timestep_map, device=device)
+        self.times = network_times(process.timestep_map, device)
         self.seed, self.null_label = seed, null_label
         self.dropped_below = round(label_dropout * 2**32)
 
