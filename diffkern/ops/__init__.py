@@ -9,3 +9,5 @@ from diffkern.ops.philox_normal import philox_normal as philox_normal
 from diffkern.ops.philox_uint32 import philox_uint32 as philox_uint32
 from diffkern.ops.q_sample import q_sample as q_sample
 from diffkern.ops.solver_step import solver_step as solver_step
+from diffkern.ops.vb_terms import VbTerms as VbTerms
+from diffkern.ops.vb_terms import vb_terms as vb_terms

@@ -18,10 +18,21 @@ VARIANCES = ("fixed_small", "fixed_large", "analytic", "learned", "learned_range
 
 
 class ProcessTables(NamedTuple):
-    """The tables that the ops read, float64 tensors (T,): x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε."""
+    """The tables that the ops read, float64 tensors (T,): x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε.
+
+    The further ones are of the posterior and of the reverse step, None for a process that has none: its coefficients
+    (mean coef1·x0 + coef2·x_t), log β̃_t, log β_t, and `log_variance`, the logarithm of a fixed reverse variance (None
+    for a learned one). `variance` is "fixed", "learned" or "learned_range".
+    """
 
     sqrt_alphas_cumprod: torch.Tensor
     sqrt_one_minus_alphas_cumprod: torch.Tensor
+    posterior_mean_coef1: torch.Tensor | None = None
+    posterior_mean_coef2: torch.Tensor | None = None
+    posterior_log_variance_clipped: torch.Tensor | None = None
+    log_betas: torch.Tensor | None = None
+    log_variance: torch.Tensor | None = None
+    variance: str = "fixed"
 
 
 class GaussianProcess:
@@ -199,7 +210,19 @@ class GaussianProcess:
         """The tables that the ops read, as float64 tensors (T,) on `device`."""
         import torch
 
-        return ProcessTables(*(torch.tensor(getattr(self, name), device=device) for name in ProcessTables._fields))
+        def tensor(table: np.ndarray) -> torch.Tensor:
+            return torch.tensor(table, device=device)
+
+        return ProcessTables(
+            tensor(self.sqrt_alphas_cumprod),
+            tensor(self.sqrt_one_minus_alphas_cumprod),
+            tensor(self.posterior_mean_coef1),
+            tensor(self.posterior_mean_coef2),
+            tensor(self.posterior_log_variance_clipped),
+            tensor(np.log(self.betas)),
+            None if self.model_log_variance is None else tensor(self.model_log_variance),
+            self.channel_variance,
+        )
 
     def _at(self, table: np.ndarray, t: ArrayLike, like: np.ndarray) -> np.ndarray:
         """table[t] (N,) with trailing axes of length 1, to meet `like` (N, …); ValueError for a t out of range."""

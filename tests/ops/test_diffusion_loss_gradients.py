@@ -29,7 +29,7 @@ def test_a_scaled_loss_does_not_lose_its_gradient_in_float16(backend):
     near = (noise + 1e-3 * output).half().detach().requires_grad_()
     t = timesteps(1)
     (found,) = torch.autograd.grad(2.0**14 * diffusion_loss(near, noise, t, TABLES, noise=noise).mean(), near)
-    oracle = (noise, t, *TABLES, noise, "eps", None)
+    oracle = (noise, t, *TABLES[:2], noise, "eps", None)
     _, exact = loss_and_grad(near.double(), *oracle, scale=2.0**14, dtype=torch.float64)
     _, eager = loss_and_grad(near, *oracle, scale=2.0**14, dtype=torch.float32)
     assert_as_good_as_eager(found, exact, eager, "scaled")

@@ -147,14 +147,24 @@ def test_keep_refuses(bad):
 
 def test_tables_are_float64_tensors_and_read_only_arrays():
     process = GaussianProcess(linear_betas(100))
-    tables = process.tables("cpu")
-    for name, table in tables._asdict().items():
+    tables = process.tables("cpu")._asdict()
+    assert tables.pop("variance") == "fixed"
+    np.testing.assert_array_equal(tables.pop("log_betas"), np.log(process.betas))
+    np.testing.assert_array_equal(tables.pop("log_variance"), process.model_log_variance)
+    for name, table in tables.items():
         assert table.dtype == torch.float64
-        np.testing.assert_array_equal(table.numpy(), getattr(process, name))
+        before = getattr(process, name).copy()
+        np.testing.assert_array_equal(table.numpy(), before)
         table.zero_()
-        assert getattr(process, name).all()
+        np.testing.assert_array_equal(getattr(process, name), before)
         with pytest.raises(ValueError, match="read-only"):
             getattr(process, name)[0] = 0
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_tables_of_a_learned_variance(variance):
+    tables = GaussianProcess(linear_betas(100), variance=variance).tables()
+    assert tables.variance == variance and tables.log_variance is None
 
 
 @pytest.mark.parametrize(

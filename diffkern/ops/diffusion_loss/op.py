@@ -13,12 +13,18 @@ from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._noise import Noise, resolve_noise
 from diffkern.ops._registry import Op
 from diffkern.ops.diffusion_loss.backward import diffusion_loss_backward
+from diffkern.ops.vb_terms.coefficients import TARGETS as TARGETS
+from diffkern.ops.vb_terms.coefficients import target_coefficients
+from diffkern.ops.vb_terms.op import AND_GRAD as VB_TERMS_AND_GRAD
+from diffkern.ops.vb_terms.op import OP as VB_TERMS
+from diffkern.ops.vb_terms.op import bound_arguments, check_data, check_posterior, resolved_variance
 
 if TYPE_CHECKING:
     from diffkern.process.gaussian import ProcessTables
 
-TARGETS = ("eps", "x0", "v")
-LOSSES = ("mse",)
+SQUARED = ("mse",)
+OF_THE_BOUND = ("rescaled_mse", "hybrid", "kl", "rescaled_kl")
+LOSSES = (*SQUARED, *OF_THE_BOUND)
 
 
 def diffusion_loss(
@@ -29,6 +35,8 @@ def diffusion_loss(
     *,
     target: str = "eps",
     loss: str = "mse",
+    variance: str | None = None,
+    levels: int = 256,
     weight: Tensor | None = None,
     noise: Tensor | None = None,
     seed: int | Tensor | None = None,
@@ -37,16 +45,30 @@ def diffusion_loss(
     stream: int = 3,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """weight_n · mean((model_output_n − target_n)²) for each sample n (Ho et al. 2020, arXiv 2006.11239, eq. 14).
+    """weight_n · loss for each sample n, with its target made in the pass.
 
-    The target is ε, x0 or v = √ᾱ_t·ε − √(1−ᾱ_t)·x0 (Salimans & Ho 2022, arXiv 2202.00512); it is never stored.
+    "mse": mean((model_output_n − target_n)²) (Ho et al. 2020, arXiv 2006.11239, eq. 14). The target is ε, x0,
+    v = √ᾱ_t·ε − √(1−ᾱ_t)·x0 (Salimans & Ho 2022, arXiv 2202.00512), the posterior's mean for "x_prev", or ε − x0 for
+    "flow"; it is never stored. The others have vb, the term of the variational bound at t in bits/dim
+    (:func:`vb_terms`, with OpenAI's decoder):
 
-    model_output: (N, …), float32, bfloat16, float16 or float64, any strides.
-    x0: model_output's shape, any floating dtype. Read for targets "x0" and "v".
+        kl            vb                       rescaled_kl     T·vb
+        hybrid        mse + vb                 rescaled_mse    mse + T/1000·vb
+
+    In the last two vb's gradient stops at the mean's channels: it trains the variance alone (Nichol & Dhariwal 2021,
+    arXiv 2102.09672, eq. 16, whose factor is rescaled_mse's). With a fixed variance there is nothing for it to train,
+    and both are mse.
+
+    model_output: (N, …), float32, bfloat16, float16 or float64, any strides; with a learned variance (N, 2C, …), the
+        mean's channels and the variance's, which "mse" leaves alone.
+    x0: the mean's shape, any floating dtype. Read for every loss and target but "mse" of "eps".
     t: int64 (N,) on model_output's device, 0-based, in [0, T).
-    tables: `GaussianProcess.tables(device)`: float64 (or float32) (T,). Their values are read for target "v".
-    loss: "mse", the only one so far. weight: (N,), float32 or float64, or None for 1.
-    Noise, for targets "eps" and "v": exactly one of noise, of x0's shape and any floating dtype; seed (with draw,
+    tables: `GaussianProcess.tables(device)`: float64 (or float32) (T,). "mse" of "eps" and "x0" reads none of them,
+        that of "v" and "flow" no posterior, which all else needs.
+    variance: of the reverse step, as in `vb_terms`; None for the one of the process that the tables are of.
+    levels: how many grey levels the data have in [−1, 1].
+    weight: (N,), float32 or float64, or None for 1.
+    Noise, where ε is read: exactly one of noise, of x0's shape and any floating dtype; seed (with draw,
         samples, stream: see philox_normal), ε is then computed inside the pass and again in the backward pass, in the
         arithmetic's dtype whatever x0's; generator, the numbers of torch.randn_like(x0). With target "x0" a source may
         be given and is ignored: nothing is drawn.
@@ -58,10 +80,16 @@ def diffusion_loss(
     tables; there is no second derivative. Raises ValueError or TypeError naming the argument; an index t out of range
     raises ValueError on a CPU and gives NaN for that sample elsewhere.
     """
-    arguments = _arguments(
-        model_output, x0, t, tables, target, loss, weight, noise, seed, draw, samples, stream, generator
-    )
-    return OP(*arguments)
+    source = {"noise": noise, "seed": seed, "draw": draw, "samples": samples, "stream": stream, "generator": generator}
+    call = _Call(model_output, x0, t, tables, target, loss, variance, levels, weight, source)
+    if not call.bounded:
+        return OP(*call.squared_arguments())
+    of_mse, of_vb = call.factors()
+    terms = VB_TERMS(*call.bound_arguments())
+    value = of_vb * terms[:, 1]
+    if of_mse:
+        value = terms[:, 0] + value
+    return value if weight is None else (weight.double() * value).to(value.dtype)
 
 
 def diffusion_loss_and_grad(
@@ -73,6 +101,8 @@ def diffusion_loss_and_grad(
     scale: float | Tensor,
     target: str = "eps",
     loss: str = "mse",
+    variance: str | None = None,
+    levels: int = 256,
     weight: Tensor | None = None,
     noise: Tensor | None = None,
     seed: int | Tensor | None = None,
@@ -89,49 +119,108 @@ def diffusion_loss_and_grad(
     last) and is rounded once, after scaling. Both results are constants to autograd: go on with
     `model_output.backward(gradient)`. Otherwise as `diffusion_loss`.
     """
-    arguments = _arguments(
-        model_output, x0, t, tables, target, loss, weight, noise, seed, draw, samples, stream, generator
-    )
+    source = {"noise": noise, "seed": seed, "draw": draw, "samples": samples, "stream": stream, "generator": generator}
+    call = _Call(model_output, x0, t, tables, target, loss, variance, levels, weight, source)
     with torch.no_grad():
-        return AND_GRAD(*arguments, _scale_tensor(scale, model_output))
+        factor = _scale_tensor(scale, model_output)
+        if not call.bounded:
+            value, gradient = AND_GRAD(*call.squared_arguments(), factor)
+            return value, call.with_variance_channels(gradient)
+        of_mse, of_vb = call.factors()
+        per_term = factor * torch.tensor([of_mse, of_vb, 0.0], dtype=torch.float64, device=model_output.device)
+        if weight is not None:
+            per_term = weight.double().unsqueeze(1) * per_term
+        terms, gradient = VB_TERMS_AND_GRAD(*call.bound_arguments(), per_term)
+        value = of_vb * terms[:, 1]
+        if of_mse:
+            value = terms[:, 0] + value
+        return value if weight is None else (weight.double() * value).to(value.dtype), gradient
 
 
-def _arguments(
-    model_output: Tensor,
-    x0: Tensor,
-    t: Tensor,
-    tables: ProcessTables,
-    target: str,
-    loss: str,
-    weight: Tensor | None,
-    noise: Tensor | None,
-    seed: int | Tensor | None,
-    draw: int | Tensor,
-    samples: int | Tensor,
-    stream: int,
-    generator: torch.Generator | None,
-) -> tuple[Any, ...]:
-    """The schema's arguments, checked; None for what the target does not read."""
-    check_floating("model_output", model_output)
-    check_like("x0", x0, "model_output", model_output)
-    count = model_output.shape[0]
-    check_index("t", t, "model_output", model_output, [(count,)])
-    signal, sigma = _checked_tables(tables, model_output)
-    if target not in TARGETS:
-        raise ValueError(f'target must be "eps", "x0" or "v", got {target!r}')
-    if loss not in LOSSES:
-        raise ValueError(f'loss must be "mse", got {loss!r}')
-    if weight is not None:
-        check_like("weight", weight, "model_output", model_output, (count,))
-        if weight.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"weight must be float32 or float64, got {weight.dtype}")
-    source = Noise(None, None, None, None)
-    if target != "x0":
-        source = resolve_noise(
-            x0, "x0", noise=noise, seed=seed, generator=generator, draw=draw, samples=samples, stream=stream
+class _Call:
+    """The arguments of either function, checked: which pass computes the loss, and what that pass is given."""
+
+    def __init__(
+        self,
+        model_output: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        tables: ProcessTables,
+        target: str,
+        loss: str,
+        variance: str | None,
+        levels: int,
+        weight: Tensor | None,
+        source: dict[str, Any],
+    ) -> None:
+        check_floating("model_output", model_output)
+        if target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(map(repr, TARGETS))}, got {target!r}")
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {loss!r}")
+        if weight is not None:
+            check_like("weight", weight, "model_output", model_output, (model_output.shape[0],))
+            if weight.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"weight must be float32 or float64, got {weight.dtype}")
+        if loss in OF_THE_BOUND or variance is not None:
+            variance = resolved_variance(tables, variance)
+        else:
+            variance = getattr(tables, "variance", "fixed")
+        self.learned = variance.startswith("learned")
+        self.bounded = loss in ("kl", "rescaled_kl") or (self.learned and loss != "mse")
+        self.model_output, self.x0, self.t, self.tables = model_output, x0, t, tables
+        self.target, self.loss, self.variance, self.levels = target, loss, variance, levels
+        self.weight, self.source = weight, source
+
+    def factors(self) -> tuple[float, float]:
+        """What mse and vb are multiplied with."""
+        steps = self.tables.sqrt_alphas_cumprod.shape[0]
+        factors = {"kl": (0.0, 1.0), "rescaled_kl": (0.0, float(steps)), "hybrid": (1.0, 1.0)}
+        return factors.get(self.loss, (1.0, steps / 1000))
+
+    def bound_arguments(self) -> tuple[Any, ...]:
+        return bound_arguments(
+            self.model_output,
+            self.x0,
+            self.t,
+            self.tables,
+            target=self.target,
+            variance=self.variance,
+            levels=self.levels,
+            stops_mean=self.loss in ("hybrid", "rescaled_mse"),
+            **self.source,
         )
-    data = None if target == "eps" else x0
-    return model_output, data, t, signal, sigma, weight, *source, stream, target
+
+    def squared_arguments(self) -> tuple[Any, ...]:
+        """The schema's arguments of the pass that has the squared error alone; None for what the target does not read.
+
+        That pass knows ε, x0 and a·ε − b·x0, which it calls v.
+        """
+        output, x0 = self.model_output, self.x0
+        check_data(output, x0, self.learned)
+        if self.learned:
+            output = output[:, : x0.shape[1]]
+        check_index("t", self.t, "model_output", output, [(output.shape[0],)])
+        signal, sigma = _checked_tables(self.tables, output)
+        target = self.target
+        if target in ("x_prev", "flow"):
+            if target == "x_prev":
+                check_posterior(self.tables, output)
+            signal, of_x0 = target_coefficients(self.tables, target)
+            sigma, target = -of_x0, "v"
+        noise = Noise(None, None, None, None)
+        if target != "x0":
+            noise = resolve_noise(x0, "x0", **self.source)
+        data = None if target == "eps" else x0
+        return output, data, self.t, signal, sigma, self.weight, *noise, self.source["stream"], target
+
+    def with_variance_channels(self, gradient: Tensor) -> Tensor:
+        """The gradient of the mean's channels in model_output's shape: 0 for the variance's."""
+        if not self.learned:
+            return gradient
+        whole = empty_like_layout(self.model_output).zero_()
+        whole[:, : self.x0.shape[1]] = gradient
+        return whole
 
 
 def _checked_tables(tables: ProcessTables, model_output: Tensor) -> tuple[Tensor, Tensor]:
