@@ -68,7 +68,9 @@ def run(arguments: list[str]) -> None:
     command = tyro.cli(NllCommand, prog="diffkern evaluate nll", args=arguments)
     for name in (TERMS, ESTIMATE):
         if not command.resume and (command.output / name).exists():
-            raise FileExistsError(f"{command.output / name}: holds an earlier evaluation: --resume, or another --output")
+            raise FileExistsError(
+                f"{command.output / name}: holds an earlier evaluation: --resume, or another --output"
+            )
     checkpoint = find_checkpoint(command.checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(checkpoint / (EMA if command.weights == "ema" else MODEL), device=device)

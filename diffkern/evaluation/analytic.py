@@ -36,7 +36,7 @@ def estimate_eps_mean_square(
 ) -> np.ndarray:
     """E‖ε̂(x_t, t)‖²/d at each timestep over `data` and the noise, float64 (T,): `GaussianProcess`'s `eps_mean_square`.
 
-    ε̂ is the network's prediction, whatever it predicts, as noise (Bao et al. 2022, arXiv 2201.06503, eq. 8). An
+    ε̂ is the network's prediction, whatever it predicts, as noise (Bao et al. 2022, arXiv 2201.06503, section 3.1). An
     estimate from few images scatters by about √(2/(n·d)), which 1/ᾱ_t − 1 makes much of where x_t is nearly noise; so
     it is held to what images in [−1, 1] allow, Var(x0 | x_t) ≤ 1 (their theorem 2): at least 1 − ᾱ_t/(1 − ᾱ_t).
 
@@ -45,15 +45,17 @@ def estimate_eps_mean_square(
     `output`/eps_mean_square.npz.
 
     Raises:
-        ValueError: an argument out of its range; a process that learns its variance, or where eps cannot be had from the
-            prediction; data or model that do not fit; `output` belongs to other settings.
+        ValueError: an argument out of its range; a process that learns its variance, or whose prediction does not say
+            what eps is; data or model that do not fit; `output` belongs to other settings.
         FileExistsError, FloatingPointError, KeyboardInterrupt: as for `evaluate_nll`.
     """
     if process.model_log_variance is None:
         raise ValueError(f"process.variance is {process.variance!r}: a learned variance is not estimated")
     of_x, of_output = process.conversion(process.prediction, "eps")
     if not (np.isfinite(of_x) & np.isfinite(of_output)).all():
-        raise ValueError(f"process.prediction is {process.prediction!r}, from which eps cannot be had at every timestep")
+        raise ValueError(
+            f"process.prediction is {process.prediction!r}, from which eps cannot be had at every timestep"
+        )
     images = EvaluationImages(data, getattr(model, "num_classes", None))
     loop = PairLoop(model, process, images, seed=seed, stream=ANALYTIC_STREAM, draws=draws, batch_size=batch_size)
     settings = describe_evaluation(model, process, images, draws=draws, seed=seed, batch_size=batch_size)

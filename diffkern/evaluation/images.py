@@ -12,10 +12,12 @@ from torch.utils.data import Dataset
 
 # A pixel farther from its grey level than this part of the distance between two is none of them.
 _OFF_LEVEL = 0.01
+# What data sets without labels give for one.
+_NO_LABEL = -1
 
 
 class EvaluationImages:
-    """A map-style data set of float images (C, H, W) in [−1, 1], or of pairs (image, label); a tensor (N, C, H, W) is one.
+    """A map-style data set of float images (C, H, W) in [−1, 1], or of (image, label); a tensor (N, C, H, W) is one.
 
     Reading it before the evaluation finds its faults before hours are spent.
 
@@ -30,8 +32,8 @@ class EvaluationImages:
         mean_squares: mean(x0²) of each image, float64 (N,).
 
     Raises:
-        ValueError: no images; an image that is not floating point (C, H, W), has another shape than the first one, holds
-            NaN, or a value outside [−1, 1]; a label that is missing or outside [0, num_classes). Names the index.
+        ValueError: no images; an image that is not floating point (C, H, W), has another shape than the first one,
+            holds NaN or a value outside [−1, 1]; a label that is missing or outside [0, num_classes). Names the index.
     """
 
     def __init__(self, data: Dataset | Tensor, num_classes: int | None, levels: int | None = None) -> None:
@@ -47,7 +49,7 @@ class EvaluationImages:
         for index in range(count):
             image, label = self._read(index)
             self.mean_squares[index] = image.double().square().mean()
-            digest.update(image.contiguous().numpy())
+            digest.update(image.numpy().tobytes())
             digest.update(str(label).encode())
             if levels is not None:
                 level = (image.double() + 1.0) * ((levels - 1) / 2.0)
@@ -83,6 +85,6 @@ class EvaluationImages:
         if self.num_classes is None:
             return image, None
         if label is None or not 0 <= int(label) < self.num_classes:
-            given = "no label" if label is None else f"label {int(label)}"
+            given = "no label" if label in (None, _NO_LABEL) else f"label {int(label)}"
             raise ValueError(f"image {index} of the data has {given}; the model takes 0 to {self.num_classes - 1}")
         return image, int(label)

@@ -42,7 +42,8 @@ def evaluate_nll(
     save_every: float = 10.0,
     progress: bool = False,
 ) -> NllResult:
-    """An upper bound of −log₂ p(image)/d, averaged over `data`: L_T + Σ_t L_t + L_0 (Ho et al. 2020, 2006.11239, eq. 5).
+    """An upper bound of −log₂ p(image)/d, averaged over `data`: L_T + Σ_t L_t + L_0 (Ho et al. 2020, arXiv 2006.11239,
+    eq. 5).
 
     L_T and the KL terms L_t are in closed form but for the noise of x_t, of which each has `draws`; L_0 is minus the
     logarithm of the exact mass of the pixel's bin under the last step's Gaussian (`vb_terms`, decoder "exact").
@@ -78,22 +79,13 @@ def evaluate_nll(
     images = EvaluationImages(data, getattr(model, "num_classes", None), levels)
     loop = PairLoop(model, process, images, seed=seed, stream=NLL_STREAM, draws=draws, batch_size=batch_size)
     settings = describe_evaluation(
-        model, process, images, levels=levels, clip=clip, draws=draws, seed=seed, batch_size=batch_size
+        model, process, images, levels=levels, clip=clip and list(clip), draws=draws, seed=seed, batch_size=batch_size
     )
     store = None if output is None else Store(output / TERMS, settings, resume)
 
     def terms(x0: Tensor, t: Tensor, x_t: Tensor, out: Tensor, noise: Mapping[str, Any]) -> tuple[Tensor, ...]:
         found = vb_terms(
-            out,
-            x0,
-            t,
-            loop.tables,
-            target=process.prediction,
-            variance=process.variance if process.model_log_variance is None else None,
-            levels=levels,
-            decoder="exact",
-            clip=None if process.prediction == "x_prev" else clip,
-            **noise,
+            out, x0, t, loop.tables, levels=levels, decoder="exact", clip=clip, target=process.prediction, **noise
         )
         return found.vb, found.mse, found.x0_mse
 

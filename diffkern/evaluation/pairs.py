@@ -105,7 +105,7 @@ class PairLoop:
         y = () if labels is None else (labels.to(device)[which],)
         sums: list[Tensor] = []
         for draw in range(self.draws):
-            noise = {"seed": self.seed, "draw": draw, "samples": first, "stream": self.stream}
+            noise: dict[str, Any] = {"seed": self.seed, "draw": draw, "samples": first, "stream": self.stream}
             tables = self.tables
             x_t = q_sample(x0, t, tables.sqrt_alphas_cumprod, tables.sqrt_one_minus_alphas_cumprod, **noise)
             assert isinstance(x_t, Tensor)  # a pair only if the noise is asked for
@@ -118,7 +118,9 @@ class PairLoop:
             wrong = np.flatnonzero(~np.isfinite(mean))
             if wrong.size:
                 image, timestep = divmod(first + int(wrong[0]), self.num_timesteps)
-                raise FloatingPointError(f"the model's output for image {image} at timestep {timestep} has no finite term")
+                raise FloatingPointError(
+                    f"the model's output for image {image} at timestep {timestep} has no finite term"
+                )
             array[first:last] = mean
 
 

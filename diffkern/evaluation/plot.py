@@ -25,7 +25,9 @@ def plot_terms(result: NllResult, path: Path) -> None:
     axes = figure.add_subplot()
     (line,) = axes.plot(count, mean, linewidth=1.2, label="term of the bound")
     # A logarithmic axis has no place for a band that reaches zero.
-    axes.fill_between(count, np.maximum(mean - 2 * error, mean / 10), mean + 2 * error, color=line.get_color(), alpha=0.25)
+    axes.fill_between(
+        count, np.maximum(mean - 2 * error, mean / 10), mean + 2 * error, color=line.get_color(), alpha=0.25
+    )
     axes.axhline(result.prior.mean(), color="0.5", linestyle="--", linewidth=1, label="L_T")
     axes.set(xscale="log", yscale="log", xlabel="t + 1 (the decoder's term is the first)", ylabel="bits/dim")
     low, high = result.confidence

@@ -42,9 +42,11 @@ class Store:
     def save(self, done: int, arrays: Arrays) -> None:
         """Replaces the file, entirely or not at all."""
 
+        everything: dict[str, Any] = {_DONE: np.int64(done), _SETTINGS: json.dumps(self.settings), **arrays}
+
         def write(temporary: Path) -> None:
             with open(temporary, "wb") as file:  # given a name, numpy appends a suffix to it
-                np.savez(file, **{_DONE: np.int64(done), _SETTINGS: json.dumps(self.settings)}, **arrays)
+                np.savez(file, **everything)
 
         atomic_write(self.path, write)
 

@@ -41,17 +41,17 @@ class GaussianProcess:
     `betas` (T,) in (0, 1]. t is 0-based everywhere: t = 0 has one step of noise. `prediction` is what the network's
     output means: "eps", "x0", "v" = √ᾱ·ε − √(1−ᾱ)·x0, "x_prev" (the mean of x_{t−1}), or "flow" = ε − x0. `variance` is
     the reverse step's: "fixed_small" (β̃_t), "fixed_large" (β_t, but β̃_1 at t = 0), "analytic" (the best one for the
-    network at hand, see below), "learned" (the network's further C channels are its logarithm), or "learned_range" (they
-    interpolate between log β̃_t and log β_t; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15). `timestep_map` (T,) is
-    what the network is given at each t: by default t itself, after respacing the timestep of the original process;
-    int64, or float64 if it is given as floating-point numbers.
+    network at hand, see below), "learned" (the network's further C channels are its logarithm), or "learned_range"
+    (they interpolate between log β̃_t and log β_t; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15). `timestep_map`
+    (T,) is what the network is given at each t: by default t itself, after respacing the timestep of the original
+    process; int64, or float64 if it is given as floating-point numbers.
 
     `eps_mean_square` (T,) belongs to "analytic" alone: E‖ε̂(x_t, t)‖²/d, the mean square of the network's prediction of
     the noise over images and noise (`diffkern.evaluation.estimate_eps_mean_square`). The variance is then
 
         σ²_t = β̃_t + coef1_t²·(1/ᾱ_t − 1)·(1 − eps_mean_square_t),  the last factor held in [0, 1]
 
-    (Bao et al. 2022, arXiv 2201.06503, eq. 9 with λ² = β̃ and the bounds of theorem 2; not below β̃_1 at t = 0): the
+    (Bao et al. 2022, arXiv 2201.06503, theorem 1 with λ² = β̃ and the bounds of theorem 2; not below β̃_1 at t = 0): the
     mean of Var(x_{t−1} | x_t) where ε̂ is the best prediction. Respacing keeps the estimate: it belongs to ᾱ_t.
 
     The attributes are read-only float64 arrays (T,), named as in OpenAI's code: `betas`, `alphas_cumprod` (ᾱ_t),

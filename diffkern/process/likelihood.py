@@ -1,4 +1,4 @@
-"""The part of the variational bound that no network decides: how far x_T is from the noise that sampling begins with."""
+"""The part of the variational bound that no network decides: how far x_T is from the noise that sampling starts at."""
 
 from __future__ import annotations
 
