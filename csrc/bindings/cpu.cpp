@@ -32,6 +32,7 @@ void bind_group_norm_eager(py::module_&);
 void bind_recycled(py::module_&);
 void bind_tensor(py::module_&);
 void bind_diffusion_loss(py::module_&);
+void bind_vb_terms(py::module_&);
 }  // namespace diffkern
 
 PYBIND11_MODULE(_cpu, m) {
@@ -84,4 +85,5 @@ PYBIND11_MODULE(_cpu, m) {
     bind_recycled(m);
     bind_tensor(m);
     bind_diffusion_loss(m);
+    bind_vb_terms(m);
 }

@@ -7,7 +7,7 @@ namespace diffkern {
 
 //   scale  (address, one per sample), or None
 void bind_diffusion_loss(py::module_& m) {
-    m.attr("loss_parts") = kLossParts;
+    m.attr("sample_parts") = kSampleParts;
     m.def(
         "diffusion_loss",
         [](const py::tuple& shape, int target, const py::handle& model_output, const py::handle& x0,

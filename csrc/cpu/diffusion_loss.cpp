@@ -30,9 +30,9 @@ class Loss {
         slope_ = broadcast(static_cast<float>(scale * weight * 2.0 / size));
     }
 
-    // The sum of squares over [first, end) of the sample; generated is eps of these elements, or null.
-    double run(int64_t first, int64_t end, const float* generated) const {
-        return generated ? run<true>(first, end, generated) : run<false>(first, end, nullptr);
+    // Adds the sum of squares over [first, end) of the sample; generated is eps of these elements, or null.
+    void run(int64_t first, int64_t end, const float* generated, double* sum) const {
+        *sum += generated ? run<true>(first, end, generated) : run<false>(first, end, nullptr);
     }
 
  private:
@@ -69,45 +69,11 @@ class Loss {
     f32v signal_, sigma_, slope_;
 };
 
-// How a sample's chunks are shared out: a part is a few chunks, a task a few parts.
-struct Parts {
-    Chunks chunks;
-    int64_t chunks_per_part, per_sample;
-
-    explicit Parts(const SampleShape& shape) : chunks(shape) {
-        chunks_per_part = (chunks.per_sample + kLossParts - 1) / kLossParts;
-        per_sample = chunks.per_sample ? (chunks.per_sample + chunks_per_part - 1) / chunks_per_part : 0;
-    }
-};
-
-constexpr int64_t kTasksPerThread = 16;
-
 template <LossTarget kTarget, bool kGrad, class Data>
 static void run_parts(const DiffusionLossArgs& args, const Parts& parts) {
-    const int64_t total = args.shape.channels * args.shape.pixels;
-    const int64_t count = args.shape.samples * parts.per_sample;
-    const int64_t per_task = count / (kTasksPerThread * args.num_threads) + 1;
     const bool generates = kTarget != LossTarget::x0 && !args.noise;
-    auto part_sum = [&](int64_t part, NoiseBuffer<float>& noise) {
-        const int64_t sample = part / parts.per_sample;
-        const Loss<kTarget, kGrad, Data> loss(args, sample);
-        const int64_t begin = part % parts.per_sample * parts.chunks_per_part * parts.chunks.size;
-        double sum = 0;
-        for (int64_t chunk = 0; chunk < parts.chunks_per_part; ++chunk) {
-            const int64_t first = begin + chunk * parts.chunks.size;
-            const int64_t end = first + parts.chunks.size < total ? first + parts.chunks.size : total;
-            if (first >= end) break;
-            if (generates) noise.fill(noise_stream(args.source, sample), first, end - first);
-            sum += loss.run(first, end, generates ? noise.values : nullptr);
-        }
-        return sum;
-    };
-    auto body = [&](int64_t task) {
-        NoiseBuffer<float> noise(args.shape, parts.chunks.size);
-        const int64_t end = (task + 1) * per_task < count ? (task + 1) * per_task : count;
-        for (int64_t part = task * per_task; part < end; ++part) args.partial_sums[part] = part_sum(part, noise);
-    };
-    parallel_for((count + per_task - 1) / per_task, args.num_threads, body);
+    sum_parts<1>(args.shape, parts, generates ? &args.source : nullptr, args.num_threads, args.partial_sums,
+                 [&](int64_t sample) { return Loss<kTarget, kGrad, Data>(args, sample); });
 }
 
 template <LossTarget kTarget>
@@ -132,10 +98,7 @@ void diffusion_loss(const DiffusionLossArgs& args) {
     }
     const double size = static_cast<double>(args.shape.channels * args.shape.pixels);
     for (int64_t sample = 0; sample < args.shape.samples; ++sample) {
-        double sum = 0;
-        for (int64_t part = 0; part < parts.per_sample; ++part) {
-            sum += args.partial_sums[sample * parts.per_sample + part];
-        }
+        const double sum = joined<1>(args.partial_sums, parts, sample, 0);
         const double weight = args.weight ? args.weight[sample] : 1.0;
         args.loss[sample] = static_cast<float>(weight * (sum / size));
     }

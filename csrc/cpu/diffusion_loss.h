@@ -3,14 +3,11 @@
 #include "cpu/isa.h"
 #include "cpu/noise.h"
 #include "cpu/operand.h"
+#include "cpu/sample_sums.h"
 
 namespace diffkern {
 
 enum class LossTarget : int { eps = 0, x0 = 1, v = 2 };
-
-// A sample's sum is made of at most this many partial sums, each by one thread, so that its value does not depend on
-// the number of threads.
-constexpr int64_t kLossParts = 64;
 
 struct DiffusionLossArgs {
     SampleShape shape;
@@ -25,7 +22,7 @@ struct DiffusionLossArgs {
     const double* weight;  // (N,) or null
     const double* scale;   // (N,) or one number; of the gradient alone
     bool scale_per_sample;
-    double* partial_sums;  // room for kLossParts a sample
+    double* partial_sums;  // room for kSampleParts a sample
     float* loss;           // (N,)
     Operand grad;          // null for the loss alone
     int num_threads;

@@ -87,21 +87,7 @@ DIFFKERN_INLINE f32v radius(u32v g) {
     const f32v f_lower = as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
     const f32v f = near_one ? -scaled : upper ? 1.0f - 2.0f * scaled : f_lower;
     const f32v e = near_one ? broadcast(0.0f) : upper ? broadcast(-1.0f) : e_lower;
-    // ln(1 + f) = f - f^2/2 + f^3 P(f), P fitted at Chebyshev nodes of [sqrt(1/2) - 1, sqrt(2) - 1]
-    f32v p = f * 0.07122081f - 0.11581538f;
-    p = p * f + 0.11677974f;
-    p = p * f - 0.12410096f;
-    p = p * f + 0.14247764f;
-    p = p * f - 0.16668487f;
-    p = p * f + 0.20000803f;
-    p = p * f - 0.24999989f;
-    p = p * f + 0.3333333f;
-    const f32v square = f * f;
-    f32v tail = f * square * p;
-    tail = tail + e * -2.12194440e-4f;
-    tail = tail - 0.5f * square;
-    const f32v ln = (f + tail) + e * 0.693359375f;
-    return sqrt(-2.0f * ln);
+    return sqrt(-2.0f * log_of(f, e));
 }
 
 // cos and sin of 2 pi (g + 1/2)*2^-32

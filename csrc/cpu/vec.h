@@ -230,6 +230,56 @@ DIFFKERN_INLINE f32v exp_of_minus(f32v z) {
 }
 #endif
 
+// ln(1 + f) + e ln 2 for f in [sqrt(1/2) - 1, sqrt(2) - 1] and whole e; ln 2 in two parts.
+DIFFKERN_INLINE f32v log_of(f32v f, f32v e) {
+    // ln(1 + f) = f - f^2/2 + f^3 P(f), P fitted at Chebyshev nodes
+    f32v p = f * 0.07122081f - 0.11581538f;
+    p = p * f + 0.11677974f;
+    p = p * f - 0.12410096f;
+    p = p * f + 0.14247764f;
+    p = p * f - 0.16668487f;
+    p = p * f + 0.20000803f;
+    p = p * f - 0.24999989f;
+    p = p * f + 0.3333333f;
+    const f32v square = f * f;
+    f32v tail = f * square * p;
+    tail = tail + e * -2.12194440e-4f;
+    tail = tail - 0.5f * square;
+    return (f + tail) + e * 0.693359375f;
+}
+
+// ln x for finite x > 0, to a few 1e-7 of 1 or of itself, whichever is more; some number below -87 for x = 0 and
+// subnormal x.
+DIFFKERN_INLINE f32v log_positive(f32v x) {
+    const u32v bits = as_bits(x) - 0x3f3504f3u;  // x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1
+    const f32v e = __builtin_convertvector(reinterpret_cast<i32v>(bits) >> 23, f32v);
+    return log_of(as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f, e);
+}
+
+// 1 - exp(-z) for z >= 0, to a few 1e-7 of itself; NaN stays.
+DIFFKERN_INLINE f32v one_minus_exp(f32v z) {
+    f32v p = z * -1.9841270e-4f + 1.3888889e-3f;
+    p = p * z - 8.3333333e-3f;
+    p = p * z + 4.1666667e-2f;
+    p = p * z - 1.6666667e-1f;
+    p = p * z + 0.5f;
+    const f32v series = z - z * z * p;  // Taylor's, off by z^8/40320
+    return z < 0.4f ? series : 1.0f - exp_of_minus(z);
+}
+
+// z + exp(-z) - 1, to a few 1e-7 of itself or, beyond |z| = 1/2, of 1, given e = exp(-z); NaN stays.
+DIFFKERN_INLINE f32v exp_remainder(f32v z, f32v e) {
+    f32v p = z * -2.7557319e-6f + 2.4801587e-5f;
+    p = p * z - 1.9841270e-4f;
+    p = p * z + 1.3888889e-3f;
+    p = p * z - 8.3333333e-3f;
+    p = p * z + 4.1666667e-2f;
+    p = p * z - 1.6666667e-1f;
+    p = p * z + 0.5f;
+    const i32v small = (z < 0.5f) & (z > -0.5f);
+    return small ? z * z * p : (z - 1.0f) + e;
+}
+
 DIFFKERN_INLINE f32v silu(f32v z) {
     return z / (1.0f + exp_of_minus(z));
 }

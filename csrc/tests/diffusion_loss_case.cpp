@@ -30,7 +30,7 @@ DiffusionLossCase::DiffusionLossCase(const SampleShape& shape, LossTarget target
       noise(input(inputs.value_or(kFloat32AndBelow[random.below(3)]), shape, random)),
       grad(dtype, shape, random.below(4), random.below(2)),
       loss(DType::f32, shape.samples),
-      partial_sums(DType::f64, shape.samples * kLossParts),
+      partial_sums(DType::f64, shape.samples * kSampleParts),
       generated_(generated),
       source_(shape.samples, random),
       signal_(reals(kTimesteps, 0, 1, random)),

@@ -72,4 +72,6 @@ class FlowProcess:
         """(1−s, s), what x0 and ε are multiplied with, in the place of (√ᾱ, √(1−ᾱ)): float64 (T,) on `device`."""
         import torch
 
-        return ProcessTables(*(torch.tensor(table, device=device) for table in (1.0 - self.sigmas, self.sigmas)))
+        return ProcessTables(
+            torch.tensor(1.0 - self.sigmas, device=device), torch.tensor(self.sigmas, device=device)
+        )

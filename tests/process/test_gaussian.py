@@ -173,7 +173,8 @@ def test_tables_are_float64_tensors_and_read_only_arrays():
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 def test_tables_of_a_learned_variance(variance):
     tables = GaussianProcess(linear_betas(100), variance=variance).tables()
-    assert tables.variance == variance and tables.log_variance is None
+    assert tables.variance == variance
+    assert tables.log_variance is None
 
 
 @pytest.mark.parametrize(

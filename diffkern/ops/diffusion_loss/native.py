@@ -62,7 +62,7 @@ def _run(
         samples = samples.contiguous()
         source = counter_source(seed, draw, samples, stream)
     loss = model_output.new_empty(shape[0], dtype=torch.float32)
-    partial_sums = model_output.new_empty(shape[0] * module.loss_parts, dtype=torch.float64)
+    partial_sums = model_output.new_empty(shape[0] * module.sample_parts, dtype=torch.float64)
     module.diffusion_loss(
         shape=shape,
         target=TARGETS.index(target),

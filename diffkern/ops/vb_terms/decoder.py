@@ -1,7 +1,7 @@
 """The discretised Gaussian decoder: −log of the probability of a pixel's grey level, and its derivatives.
 
-A pixel is one of `levels` values in [−1, 1]; level x0 has the bin [x0 − h, x0 + h], h = 1/(levels − 1), and the end bins
-reach to infinity (Ho et al. 2020, arXiv 2006.11239, eq. 13). With z± = (x0 − μ ± h)/σ its probability is Φ(z+) − Φ(z−).
+A pixel is one of `levels` values in [−1, 1]; level x0 has the bin [x0 − h, x0 + h], h = 1/(levels − 1), and the end
+bins reach to infinity (Ho et al. 2020, arXiv 2006.11239, eq. 13). With z± = (x0 − μ ± h)/σ its probability is Φ(z+) − Φ(z−).
 
 Two functions for Φ: "exact", in float64 and log space, right into the tails; "tanh", the approximation
 ½(1 + tanh(√(2/π)(z + 0.044715·z³))) that OpenAI's code uses, with a probability of at least 1e-12.

@@ -237,7 +237,6 @@ _ARGUMENTS = (
 OP = Op(
     f"vb_terms({_ARGUMENTS}) -> Tensor",
     package=__package__,
-    preference=("reference",),
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -246,6 +245,5 @@ OP = Op(
 AND_GRAD = Op(
     f"vb_terms_and_grad({_ARGUMENTS}, Tensor scale) -> (Tensor, Tensor)",
     package=__package__,
-    preference=("reference",),
     fake=_fake_and_grad,
 )

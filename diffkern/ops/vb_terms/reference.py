@@ -105,15 +105,19 @@ def elements(args: Arguments) -> Elements:
     precision = torch.exp(-delta)
     posterior_precision = column(torch.exp(-log_var))
     squared = posterior_precision * difference * difference
-    value = (delta + torch.expm1(-delta) + precision * squared) / 2
+    # Where Δ is small its terms all but cancel.
+    remainder = (delta.double() + torch.expm1(-delta.double())).to(compute)
+    value = (remainder + precision * squared) / 2
     of_difference = precision * posterior_precision * difference
     of_delta = (-torch.expm1(-delta) - precision * squared) / 2
     of_log_var = -precision * squared / 2
     if args.t.numel():
         first = column((args.t == 0).double()) > 0
         # What the decoder makes of the other samples is not used: 0 keeps it finite.
-        at_first = [torch.where(first, values, 0.0) for values in (difference, delta + column(log_var), x0)]
-        decoded = decode(*at_first, args.levels, args.decoder)
+        mean_off, log_variance, level = (
+            torch.where(first, values, 0.0) for values in (difference, delta + column(log_var), x0)
+        )
+        decoded = decode(mean_off, log_variance, level, args.levels, args.decoder)
         value = torch.where(first, decoded.value, value)
         of_difference = torch.where(first, decoded.of_difference, of_difference)
         of_delta = torch.where(first, decoded.of_log_var, of_delta)

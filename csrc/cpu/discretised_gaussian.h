@@ -1,0 +1,114 @@
+// -ln of the probability that a Gaussian gives a pixel's grey level, with its derivatives by d = x0 - mu and by
+// ln sigma^2: of the bin [x0 - h, x0 + h], or from an end bin to infinity (Ho et al. 2020, eq. 13). In units of sigma
+// the bin is [z-, z+].
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace diffkern {
+namespace DIFFKERN_ISA {
+
+struct GreyLevels {
+    float half, end;  // h, and the |x0| beyond which an end bin begins
+    double exact_half;
+
+    explicit GreyLevels(int64_t levels) : exact_half(1.0 / static_cast<double>(levels - 1)) {
+        half = static_cast<float>(exact_half);
+        end = static_cast<float>(1.0 - exact_half > 0.999 ? 1.0 - exact_half : 0.999);
+    }
+};
+
+struct Decoded {
+    f32v value, of_difference, of_log_var;
+};
+
+// With the CDF 1/(1 + e^-p), p = 2 sqrt(2/pi) (z + 0.044715 z^3), and a probability of 1e-12 at least, where the
+// derivatives are 0. The probability is s(p) s(-q) (1 - e^-(p-q)) for the logistic function s and p - q had from
+// z+ - z- = 2h/sigma, so that nothing cancels.
+// Not inlined, so that its roundings are the same with and without the derivatives used.
+__attribute__((noinline)) inline Decoded decode_tanh(f32v d, f32v log_var, f32v x0, const GreyLevels& grey) {
+    const float slope = 1.59576912f, cubic = 0.044715f, least = -27.6310211f;
+    const f32v inverse = at_most(exp_of_minus(0.5f * log_var), 1e11f);
+    const f32v upper = (d + grey.half) * inverse, lower = (d - grey.half) * inverse;
+    const f32v width = (2.0f * grey.half) * inverse;
+    const f32v squares = upper * upper + upper * lower + lower * lower;
+    const f32v p = slope * (upper + cubic * (upper * upper * upper));
+    const f32v q = slope * (lower + cubic * (lower * lower * lower));
+    const f32v apart = slope * width * (1.0f + cubic * squares);
+    // e^-|p| and e^-|q|, and of them s(-p), s(q) and, up to a factor of 1 or e^p, s(p) and s(-q).
+    const f32v zero = {};
+    const f32v e_p = exp_of_minus(p < 0.0f ? -p : p), e_q = exp_of_minus(q < 0.0f ? -q : q);
+    const f32v r_p = 1.0f / (1.0f + e_p), r_q = 1.0f / (1.0f + e_q);
+    const f32v s_minus_p = p > 0.0f ? e_p * r_p : r_p, s_q = q < 0.0f ? e_q * r_q : r_q;
+    const f32v ln_p = p < 0.0f ? p : zero, ln_q = q > 0.0f ? -q : zero;
+    const f32v within = one_minus_exp(apart);
+    const f32v remainder = (1.0f - within) / within;  // 1/(e^(p-q) - 1)
+    const f32v slope_p = slope * (1.0f + (3.0f * cubic) * (upper * upper));
+    const f32v slope_q = slope * (1.0f + (3.0f * cubic) * (lower * lower));
+    const f32v of_p = slope_p * s_minus_p, of_q = slope_q * s_q;
+
+    const i32v first = x0 < -grey.end, last = x0 > grey.end;
+    const f32v factor = first ? r_p : last ? r_q : within * r_p * r_q;
+    const f32v exponent = first ? ln_p : last ? ln_q : ln_p + ln_q;
+    const f32v log_probability = exponent + log_positive(factor);
+    const f32v by_mean =
+        first ? of_p
+              : last ? -of_q : of_p - of_q + (3.0f * slope * cubic) * width * (upper + lower) * remainder;
+    const f32v by_scale =
+        first ? upper * of_p
+              : last ? -lower * of_q
+                     : upper * of_p - lower * of_q + slope * width * (1.0f + (3.0f * cubic) * squares) * remainder;
+    const i32v clamped = log_probability < least;
+    return {clamped ? broadcast(-least) : -log_probability, clamped ? zero : -inverse * by_mean,
+            clamped ? zero : 0.5f * by_scale};
+}
+
+// ln Phi(z), to a few ulp of double at any z.
+inline double log_normal_cdf(double z) {
+    if (z > -20.0) return z > 5.0 ? __builtin_log1p(-0.5 * __builtin_erfc(z * 0.7071067811865476))
+                                  : __builtin_log(0.5 * __builtin_erfc(-z * 0.7071067811865476));
+    // Mills' ratio as an asymptotic series in 1/z^2, here below 1/400.
+    const double w = 1.0 / (z * z);
+    double series = -135135.0;
+    for (const double c : {10395.0, -945.0, 105.0, -15.0, 3.0, -1.0}) series = series * w + c;
+    return -0.5 * z * z - 0.9189385332046727 - __builtin_log(-z) + __builtin_log1p(series * w);
+}
+
+// With the exact CDF, in double and log space; NaN stays.
+inline void decode_exact(double d, double log_var, double x0, const GreyLevels& grey, double out[3]) {
+    const double inverse = __builtin_exp(-0.5 * log_var);
+    const double upper = (d + grey.exact_half) * inverse, lower = (d - grey.exact_half) * inverse;
+    const bool first = x0 < -grey.end, last = x0 > grey.end;
+    double log_probability;
+    if (first) {
+        log_probability = log_normal_cdf(upper);
+    } else if (last) {
+        log_probability = log_normal_cdf(-lower);
+    } else {
+        // Phi(b) - Phi(a) on the side where both are small.
+        const bool flipped = upper + lower > 0;
+        const double b = log_normal_cdf(flipped ? -lower : upper), a = log_normal_cdf(flipped ? -upper : lower);
+        log_probability = b + __builtin_log(-__builtin_expm1(a - b));
+    }
+    auto density = [&](double z) { return __builtin_exp(-0.5 * z * z - 0.9189385332046727 - log_probability); };
+    const double of_upper = last ? 0.0 : density(upper), of_lower = first ? 0.0 : density(lower);
+    out[0] = -log_probability;
+    out[1] = inverse * (of_lower - of_upper);
+    // z phi(z) is 0 and not inf 0 where z is infinite.
+    out[2] = 0.5 * ((of_upper == 0 ? 0.0 : upper * of_upper) - (of_lower == 0 ? 0.0 : lower * of_lower));
+}
+
+inline Decoded decode_exact(f32v d, f32v log_var, f32v x0, const GreyLevels& grey) {
+    Decoded decoded;
+    for (int i = 0; i < kLanes; ++i) {
+        double out[3];
+        decode_exact(d[i], log_var[i], x0[i], grey, out);
+        decoded.value[i] = static_cast<float>(out[0]);
+        decoded.of_difference[i] = static_cast<float>(out[1]);
+        decoded.of_log_var[i] = static_cast<float>(out[2]);
+    }
+    return decoded;
+}
+
+}  // namespace DIFFKERN_ISA
+}  // namespace diffkern
