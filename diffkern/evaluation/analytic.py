@@ -49,6 +49,8 @@ def estimate_eps_mean_square(
             what eps is; data or model that do not fit; `output` belongs to other settings.
         FileExistsError, FloatingPointError, KeyboardInterrupt: as for `evaluate_nll`.
     """
+    images = EvaluationImages(data, getattr(model, "num_classes", None))
+    loop = PairLoop(model, process, images, seed=seed, stream=ANALYTIC_STREAM, draws=draws, batch_size=batch_size)
     if process.model_log_variance is None:
         raise ValueError(f"process.variance is {process.variance!r}: a learned variance is not estimated")
     of_x, of_output = process.conversion(process.prediction, "eps")
@@ -56,8 +58,6 @@ def estimate_eps_mean_square(
         raise ValueError(
             f"process.prediction is {process.prediction!r}, from which eps cannot be had at every timestep"
         )
-    images = EvaluationImages(data, getattr(model, "num_classes", None))
-    loop = PairLoop(model, process, images, seed=seed, stream=ANALYTIC_STREAM, draws=draws, batch_size=batch_size)
     settings = describe_evaluation(model, process, images, draws=draws, seed=seed, batch_size=batch_size)
     store = None if output is None else Store(output / ESTIMATE, settings, resume)
     p, q = (torch.tensor(table, device=loop.place.device) for table in (of_x, of_output))

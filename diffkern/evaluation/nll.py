@@ -68,6 +68,7 @@ def evaluate_nll(
 
     Raises:
         ValueError: an argument out of its range; data or model that do not fit; `output` belongs to other settings.
+        TypeError: another process than a GaussianProcess; a model that returns no tensor.
         FileExistsError: `output` holds an evaluation and `resume` is False.
         FloatingPointError: the network gave NaN or Inf; says where.
         KeyboardInterrupt: Ctrl-C; what was done is kept.

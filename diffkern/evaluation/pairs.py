@@ -45,6 +45,8 @@ class PairLoop:
         draws: int,
         batch_size: int,
     ) -> None:
+        if not isinstance(process, GaussianProcess):
+            raise TypeError(f"process is a {type(process).__name__}; it must be a GaussianProcess, which has a bound")
         for name, value in (("draws", draws), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -127,7 +129,10 @@ class PairLoop:
 def describe_evaluation(
     model: Model, process: GaussianProcess, images: EvaluationImages, **settings: object
 ) -> dict[str, Any]:
-    """All that decides the result, as JSON values: the settings, and digests of weights, process and data."""
+    """All that decides the result, as JSON values: the settings, and digests of weights, process and data.
+
+    A model that is no module has no weights to look at: its type's name stands for it.
+    """
     weights = model.state_dict() if isinstance(model, nn.Module) else {}
     digest = hashlib.sha256(type(model).__qualname__.encode())
     for name, tensor in weights.items():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from diffkern.evaluation import estimate_eps_mean_square, evaluate_nll, plot_terms
-from diffkern.process import GaussianProcess, linear_betas
+from diffkern.process import FlowProcess, GaussianProcess, linear_betas
 from diffkern.process.likelihood import prior_bits_per_dim
 from tests.evaluation.problems import (
     GRID,
@@ -267,6 +267,13 @@ def test_errors(kwargs, message):
     arguments = {"data": grid_images(2), "levels": 17, **kwargs}
     with pytest.raises(ValueError, match=message):
         evaluate_nll(GridDenoiser(process), process, **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*grey levels")
+def test_a_flow_has_no_bound():
+    for evaluate in (evaluate_nll, estimate_eps_mean_square):
+        with pytest.raises(TypeError, match="process is a FlowProcess; it must be a GaussianProcess"):
+            evaluate(lambda x, t: x, FlowProcess(10), grid_images(2))
 
 
 def test_a_network_that_gives_nan_is_named_by_image_and_timestep():
