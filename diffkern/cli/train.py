@@ -9,13 +9,20 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from diffkern.models import UNet, UNetConfig, atomic_write
+from diffkern.models import CheckpointError, UNet, UNetConfig, atomic_write
 from diffkern.process import GaussianProcess, make_betas
 from diffkern.training import TrainConfig, Trainer, open_data
 from diffkern.training.checkpoint import require_fresh
 
 _CONFIG = "config.json"
-_FOLLOW_DATA = ("in_channels", "num_classes", "null_label")
+# Fields of the network that follow other flags, and which.
+_FOLLOWS = {
+    "in_channels": "the data",
+    "num_classes": "the data",
+    "null_label": "the data and --label-dropout",
+    "learn_sigma": "--process.variance",
+    "self_condition": "--self-conditioning",
+}
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,10 @@ class ProcessConfig:
     """Of the betas."""
     num_timesteps: int = 1000
     """How many steps of noise."""
-    prediction: Literal["eps", "x0", "v"] = "eps"
-    """What the network learns to give: the noise, the image, or v."""
-    variance: Literal["fixed_small", "fixed_large"] = "fixed_small"
-    """Of a sampling step of the full process: the posterior's, or beta."""
+    prediction: Literal["eps", "x0", "v", "x_prev", "flow"] = "eps"
+    """What the network learns to give: the noise, the image, v, the mean of the step before, or noise less image."""
+    variance: Literal["fixed_small", "fixed_large", "learned", "learned_range"] = "fixed_small"
+    """Of a sampling step of the full process: the posterior's, or beta; or learned, freely or between the two."""
 
     def build(self) -> GaussianProcess:
         return GaussianProcess(make_betas(self.schedule, self.num_timesteps), self.prediction, self.variance)
@@ -48,7 +55,7 @@ class TrainCommand:
     preset: Literal["digits", "ddpm_cifar10"] = "digits"
     """The network that the flags --model.* start from."""
     model: UNetConfig = field(default_factory=UNetConfig.digits)
-    """The network. in_channels, num_classes and null_label follow the data."""
+    """The network. in_channels, num_classes, null_label, learn_sigma and self_condition follow from the rest."""
     process: ProcessConfig = field(default_factory=ProcessConfig)
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: TrainConfig(output=Path("out/train"))
@@ -70,16 +77,25 @@ def run(arguments: list[str]) -> None:
         in_channels=data.shape[0],
         num_classes=data.num_classes,
         null_label=data.num_classes is not None and config.label_dropout > 0,
+        learn_sigma=command.process.variance.startswith("learned"),
+        self_condition=config.self_conditioning > 0,
     )
     torch.manual_seed(config.seed)
     model = UNet(model_config)
     trainer = Trainer(model, command.process.build(), data, config)
     output.mkdir(parents=True, exist_ok=True)
-    atomic_write(output / _CONFIG, lambda path: path.write_text(json.dumps(_to_json(command), indent=2)))
+    configuration = output / _CONFIG
+    before = configuration.read_text() if configuration.exists() else None
+    atomic_write(configuration, lambda path: path.write_text(json.dumps(_to_json(command), indent=2)))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     classes = f"{data.num_classes} classes" if data.num_classes else "no labels"
     _say(f"{len(data):,} images {tuple(data.shape)}, {classes}; a U-Net of {parameters:,} parameters")
-    result = trainer.fit(resume=command.resume)
+    try:
+        result = trainer.fit(resume=command.resume)
+    except CheckpointError:
+        if before is not None:  # what cannot go on with the checkpoint is not to be the run's configuration
+            atomic_write(configuration, lambda path: path.write_text(before))
+        raise
     _say(f"{result.images_per_second:.0f} images/s; the last checkpoint is {result.checkpoint}")
 
 
@@ -87,8 +103,9 @@ def _parse(arguments: list[str]) -> TrainCommand:
     """The first pass only finds out what the defaults are: those of a preset, or of the run to resume."""
     for argument in arguments:
         name = argument.partition("=")[0].replace("-", "_").replace("no_", "")
-        if name.removeprefix("__model.") in _FOLLOW_DATA:
-            raise ValueError(f"{argument}: it follows the data and --label-dropout, and cannot be given")
+        field_name = name.removeprefix("__model.")
+        if field_name in _FOLLOWS:
+            raise ValueError(f"{argument}: it follows {_FOLLOWS[field_name]}, and cannot be given")
     first = tyro.cli(TrainCommand, prog="diffkern train", args=arguments)
     stored = first.train.output / _CONFIG if first.train.output else None
     if first.resume and stored and stored.exists():

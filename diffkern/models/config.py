@@ -9,6 +9,15 @@ from typing import Any, get_args
 
 from diffkern.nn import EmbeddingOrder, Padding, QKVOrder
 
+_SWITCHES = (
+    "scale_shift_norm",
+    "resblock_updown",
+    "learn_sigma",
+    "self_condition",
+    "null_label",
+    "gradient_checkpointing",
+)
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -52,6 +61,9 @@ class UNetConfig:
     """Probability, before the last convolution of every residual block."""
     learn_sigma: bool = False
     """Twice the output channels: [mean; variance] on axis 1."""
+    self_condition: bool = False
+    """Take the x0 that was predicted before as an input beside x (Chen et al. 2022, arXiv 2208.04202): the first
+    convolution has twice the channels, [x0; x]."""
     num_classes: int | None = None
     """Class-conditional on labels 0 … num_classes − 1."""
     null_label: bool = False
@@ -73,7 +85,7 @@ class UNetConfig:
         for name in ("num_head_channels", "num_classes"):
             if getattr(self, name) is not None:
                 _require_positive_int(name, getattr(self, name))
-        for name in ("scale_shift_norm", "resblock_updown", "learn_sigma", "null_label", "gradient_checkpointing"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
         _require_one_of("qkv_order", self.qkv_order, get_args(QKVOrder))

@@ -39,7 +39,8 @@ class UNet(nn.Module):
     ``middle.{block1,attention,block2}``, ``decoder.I.{block,attention,resample}``, ``norm_out``, ``conv_out``.
     The stages are `UNetModel`'s: ``encoder.I`` is its ``input_blocks.(I + 1)``, ``decoder.I`` its ``output_blocks.I``.
 
-    ``num_classes`` is the config's (None: unconditional). ``gradient_checkpointing`` may be switched at any time.
+    ``num_classes`` is the config's (None: unconditional), ``self_condition`` too: by them a `Trainer` and a `Sampler`
+    know what to give it. ``gradient_checkpointing`` may be switched at any time.
     A fresh network returns zeros: its last convolution starts at zero.
     """
 
@@ -47,6 +48,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = config.num_classes
+        self.self_condition = config.self_condition
         self.gradient_checkpointing = config.gradient_checkpointing
         emb_channels = 4 * config.channels
 
@@ -90,7 +92,7 @@ class UNet(nn.Module):
             self.label_embedding = nn.Embedding(config.num_classes + config.null_label, emb_channels)
 
         width = config.widths[0]
-        self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
+        self.conv_in = nn.Conv2d(config.in_channels * (2 if config.self_condition else 1), width, 3, padding=1)
         skips = [width]
 
         self.encoder = nn.ModuleList()
@@ -117,18 +119,22 @@ class UNet(nn.Module):
         self.norm_out = GroupNorm(config.num_groups, width, config.norm_eps, activation="silu")
         self.conv_out = zero_init(nn.Conv2d(width, config.out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, x_self_cond: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), or (N, 2C, H, W) with learned Σ.
 
         x: images in the dtype of the parameters (any under autocast); H and W multiples of `UNetConfig.size_multiple`.
         t: (N,), integer or floating: the time in steps, 0-based.
         y: int64 or int32 labels (N,), exactly if the model is class-conditional; ``num_classes`` is the null label.
+        x_self_cond: with ``self_condition``, the x0 that was predicted before, like x; None is zeros: nothing yet.
 
         Raises ``ValueError`` or ``TypeError`` naming the argument. Labels out of range raise on a CPU.
         """
         self._check(x, t, y)
+        self._check_self_cond(x, x_self_cond)
         emb = self._embed(t, y)
 
+        if self.self_condition:
+            x = torch.cat([torch.zeros_like(x) if x_self_cond is None else x_self_cond, x], dim=1)
         h = self.conv_in(x)
         skips = [h]
         for stage in self.encoder:
@@ -178,3 +184,14 @@ class UNet(nn.Module):
             labels = self.label_embedding.num_embeddings
             if not 0 <= int(y.min()) <= int(y.max()) < labels:
                 raise ValueError(f"y must be in [0, {labels - 1}], not {int(y.min())} … {int(y.max())}")
+
+    def _check_self_cond(self, x: Tensor, x_self_cond: Tensor | None) -> None:
+        if x_self_cond is None:
+            return
+        if not self.self_condition:
+            raise ValueError("x_self_cond must be None: this model takes no x0 (UNetConfig.self_condition)")
+        if (x_self_cond.shape, x_self_cond.dtype, x_self_cond.device) != (x.shape, x.dtype, x.device):
+            raise ValueError(
+                f"x_self_cond must be {x.dtype} {tuple(x.shape)} on {x.device} as x is, "
+                f"not {x_self_cond.dtype} {tuple(x_self_cond.shape)} on {x_self_cond.device}"
+            )

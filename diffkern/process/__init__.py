@@ -1,4 +1,4 @@
-"""The mathematics of the diffusion process, in float64 NumPy: schedules, respacing, marginal and posterior."""
+"""The mathematics of the diffusion process, in float64 NumPy: schedules, respacing, marginal and posterior, weights."""
 
 from diffkern.process.flow import FlowProcess as FlowProcess
 from diffkern.process.gaussian import GaussianProcess as GaussianProcess
@@ -19,3 +19,5 @@ from diffkern.process.sigmas import space_sigmas as space_sigmas
 from diffkern.process.sigmas import timesteps_of_sigmas as timesteps_of_sigmas
 from diffkern.process.spacing import SPACINGS as SPACINGS
 from diffkern.process.spacing import space_timesteps as space_timesteps
+from diffkern.process.weightings import WEIGHTINGS as WEIGHTINGS
+from diffkern.process.weightings import loss_weights as loss_weights

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffkern.ops import solver_step
+from diffkern.sampling.self_condition import SelfConditioned
 from diffkern.solvers import StepProgram
 
 
@@ -23,8 +24,8 @@ class Guidance:
 
 
 def run(
-    network: Callable[[Tensor, int], Tensor],
-    program: StepProgram,
+    network: Callable[..., Tensor],
+    program: StepProgram | SelfConditioned,
     x: Tensor,
     seed: int,
     first: int,
@@ -34,16 +35,21 @@ def run(
 ) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor]]:
     """Yield (row, x before, model output, x after) for every row of `program`, starting from x (N, C, H, W), dense.
 
-    Row 0 sees x; a program that scales the network's input says what the later rows call it on. A row that calls no
-    network has None for its output. `first` is the number of the first image, by which its noise is found. With
-    `keep_states` every x is a tensor of its own; without, two buffers take turns and an x lasts until the row after
-    next. x itself is not written.
+    `network(x, row)` is the model's output; of a SelfConditioned program it is `network(x, row, x_self_cond)`, with the
+    x0 of its call before, like x and zeros at first. Row 0 sees x; a program that scales the network's input says what
+    the later rows call it on. A row that calls no network has None for its output. `first` is the number of the first
+    image, by which its noise is found. With `keep_states` every x is a tensor of its own; without, two buffers take
+    turns and an x lasts until the row after next. x itself is not written.
     """
+    x0_program, x_self_cond = None, list[Tensor]()  # the latter holds one, or none
+    if isinstance(program, SelfConditioned):
+        x0_program, x_self_cond = program.x0_program, [torch.zeros_like(x)]
+        program = program.program
     buffers: list[Tensor | None] = [None, None] if keep_states else [torch.empty_like(x), torch.empty_like(x)]
     slots = _empty_slots(program, x)
     x_in = x
     for row in range(program.num_rows):
-        output = network(x_in, row) if program.calls_network[row] else None
+        output = network(x_in, row, *x_self_cond) if program.calls_network[row] else None
         step = solver_step(
             x,
             _unread_output(program, x, guidance) if output is None else output,
@@ -58,6 +64,12 @@ def run(
             out=buffers[row % 2],
         )
         x_next, x_in = (step, step) if isinstance(step, Tensor) else step
+        if x_self_cond and output is not None:
+            if x0_program is None:
+                assert slots is not None
+                x_self_cond = [slots[-1]]
+            else:
+                x_self_cond = [predicted_x0(x, output, x0_program, row, guidance)]
         yield row, x, output, x_next
         x = x_next
 

@@ -61,7 +61,7 @@ def evaluating(model: Model) -> Iterator[None]:
 
 
 class Network:
-    """One batch's model calls: `network(x, row)` is the model's output at a row of the program.
+    """One batch's model calls: `network(x, row)`, or `network(x, row, x_self_cond)`, is the model's output at a row.
 
     `times` is int64 or float32 (R,) on x's device, `labels` int64 (N,) or None. With `null_label` the model is called
     once on the doubled batch [uncond; cond] and returns 2N outputs. Nothing here waits for the device.
@@ -78,9 +78,13 @@ class Network:
         self.times = times[:, None].repeat(1, 2 * n if self.doubled else n)
         self.labels = () if labels is None else (labels,)
 
-    def __call__(self, x: Tensor, row: int) -> Tensor:
-        x_in = x.to(self.dtype)
-        output = self.model(torch.cat([x_in, x_in]) if self.doubled else x_in, self.times[row], *self.labels)
+    def __call__(self, x: Tensor, row: int, x_self_cond: Tensor | None = None) -> Tensor:
+        known = {} if x_self_cond is None else {"x_self_cond": self._input(x_self_cond)}
+        output = self.model(self._input(x), self.times[row], *self.labels, **known)
         # None would be taken for a row that calls no network.
         check_tensor("model", output)
         return output
+
+    def _input(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        return torch.cat([x, x]) if self.doubled else x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -11,15 +10,13 @@ import torch
 from torch import Tensor
 
 from diffkern import solvers
-from diffkern.ops import philox_normal, q_sample
+from diffkern.ops import q_sample
 from diffkern.process.spacing import Steps, whole
-from diffkern.sampling import eager
-from diffkern.sampling.arguments import Labels, check_images, check_labels, check_tensor, check_timestep
-from diffkern.sampling.network import Model, Network, Placement, evaluating, network_times, placement
+from diffkern.sampling.arguments import Labels, check_images, check_labels, check_timestep
+from diffkern.sampling.network import Model, placement
+from diffkern.sampling.run import X_T_STREAM, Run
 from diffkern.solvers import StepProgram
 from diffkern.solvers.transitions import Process
-
-X_T_STREAM = 1  # of the noise source; the solver's own noise is `solver_step`'s default, stream 2
 
 Start = tuple[Tensor, int]
 Pair = tuple[float, float]
@@ -31,7 +28,8 @@ class Sampler:
     `model(x, t)`, or `model(x, t, y)` with labels, takes x (N, C, H, W), t (N,) in the timesteps of the original
     process (int64, or float32 where any of the run's is fractional), y int64 (N,), and returns (N, C, H, W), or 2C
     channels where the process learns its variance. It is called in eval mode without gradients; x has the dtype of its
-    weights, and its memory format.
+    weights, and its memory format. A model whose attribute `self_condition` is true is also given `x_self_cond=`, the
+    x0 in [−1, 1] that its call before led to, at first zeros (Chen et al. 2022, arXiv 2208.04202).
 
     - `solver`: one of `solvers.SOLVERS`; `eta` and further keywords are its options (docs/solvers.md), such as `order`.
     - `steps`: how many of the process's T steps are made, an int, "ddimN" or sections, None for all; `spacing`:
@@ -125,8 +123,7 @@ class Sampler:
         Raises ValueError naming the argument that cannot be, and TypeError for a model or a cond_fn that returns no
         tensor.
         """
-        program, x_start, checked_labels = self._check_run(n, labels, start)
-        return self._run(program, n, seed, x_start, checked_labels, batch_size, progress)
+        return self._run(n, labels, start, seed).images(batch_size, progress)
 
     def sample_progressive(
         self, n: int, *, seed: int = 0, labels: Labels | None = None, start: Start | None = None
@@ -137,8 +134,7 @@ class Sampler:
         (n, C, H, W) and the caller's to keep. Rows that call no model (noise before the first step) are not shown. The
         model is in eval mode until the generator ends or is closed.
         """
-        program, x_start, checked_labels = self._check_run(n, labels, start)
-        return self._progress(program, n, seed, x_start, checked_labels)
+        return self._states(self._run(n, labels, start, seed))
 
     @torch.no_grad()
     def invert(
@@ -163,7 +159,7 @@ class Sampler:
         levels = solvers.grid(self.process, self._steps, **self._grid)
         n = len(images)
         program = solvers.ddim_inverse(levels, variance=solvers.channels_of(self.process))
-        x_T = self._run(program, n, 0, images, self._check_labels(n, labels), batch_size, progress)
+        x_T = self._of(program, n, 0, images, self._check_labels(n, labels)).images(batch_size, progress)
         last = self.process.num_timesteps - 1
         if self._grid["sigmas"] is None:
             spaced = (self._grid[name] for name in ("spacing", "steps_offset"))
@@ -203,84 +199,39 @@ class Sampler:
             **self._options,
         )
 
-    def _run(
-        self,
-        program: StepProgram,
-        n: int,
-        seed: int,
-        x_start: Tensor | None,
-        labels: Tensor | None,
-        batch_size: int | None,
-        progress: bool,
-    ) -> Tensor:
-        """The last states of `program`, float32 (n, C, H, W), made `batch_size` at a time."""
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1, or None")
-        batch = batch_size or max(n, 1)
-        place = placement(self.model)
-        images = torch.empty((n, *self.shape), device=place.device, memory_format=place.memory_format)
-        firsts = range(0, n, batch)
-        with evaluating(self.model), _bar(progress, len(firsts) * program.num_rows) as advance:
-            for first in firsts:
-                numbers = slice(first, min(first + batch, n))
-                x, network, guidance = self._begin(program, numbers, seed, x_start, labels)
-                steps = eager.run(network, program, x, seed, first, guidance, keep_states=False)
-                for _, _, _, x in steps:  # noqa: B007 (the last one counts)
-                    advance()
-                images[numbers] = x
-        return images
-
-    @torch.no_grad()
-    def _progress(
-        self, program: StepProgram, n: int, seed: int, x_start: Tensor | None, labels: Tensor | None
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        show = program.x0_program()
-        with evaluating(self.model):
-            x, network, guidance = self._begin(program, slice(0, n), seed, x_start, labels)
-            steps = eager.run(network, program, x, seed, 0, guidance, keep_states=True)
-            for row, before, output, after in steps:
-                if output is not None:
-                    yield row, after, eager.predicted_x0(before, output, show, row, guidance)
-
-    def _begin(
-        self, program: StepProgram, numbers: slice, seed: int, x_start: Tensor | None, labels: Tensor | None
-    ) -> tuple[Tensor, Network, eager.Guidance]:
-        """The first x (N, C, H, W), the model calls and the guidance of the images `numbers`."""
-        place = placement(self.model)
-        n = numbers.stop - numbers.start
-        x = self._first_state(place, numbers, seed, x_start)
-        times = network_times(program.times, place.device)
-        y = None if labels is None else labels[numbers].to(place.device)
-        network = Network(self.model, times, n, place.dtype, y, self._null_label)
-        gradient = None if self.cond_fn is None else _gradient(self.cond_fn, times[:, None].repeat(1, n), y)
-        return x, network, eager.Guidance(self.guidance_scale, self.guidance_rescale, gradient)
-
-    def _first_state(self, place: Placement, numbers: slice, seed: int, x_start: Tensor | None) -> Tensor:
-        if x_start is not None:
-            return x_start[numbers].to(place.device, torch.float32).contiguous(memory_format=place.memory_format)
-        return philox_normal(
-            (numbers.stop - numbers.start, *self.shape),
-            seed,
-            samples=numbers.start,
-            stream=X_T_STREAM,
-            device=place.device,
-            memory_format=place.memory_format,
-        )
-
-    def _check_run(
-        self, n: int, labels: Labels | None, start: Start | None
-    ) -> tuple[StepProgram, Tensor | None, Tensor | None]:
+    def _run(self, n: int, labels: Labels | None, start: Start | None, seed: int) -> Run:
+        """The run that these arguments ask for, once they are checked."""
         if n < 0:
             raise ValueError(f"n is {n}; it must be at least 0")
         checked_labels = self._check_labels(n, labels)
         if start is None:
-            return self.program, None, checked_labels
+            return self._of(self.program, n, seed, None, checked_labels)
         x_t, t = start
         check_timestep(t, self.process.num_timesteps)
         check_images("start[0]", x_t, self.shape)
         if len(x_t) != n:
             raise ValueError(f"start[0] holds {len(x_t)} images; n is {n}")
-        return self._build(t), x_t, checked_labels
+        return self._of(self._build(t), n, seed, x_t, checked_labels)
+
+    def _of(self, program: StepProgram, n: int, seed: int, x_start: Tensor | None, labels: Tensor | None) -> Run:
+        return Run(
+            self.model,
+            program,
+            self.shape,
+            n,
+            seed,
+            x_start,
+            labels,
+            self._null_label,
+            self.guidance_scale,
+            self.guidance_rescale,
+            self.cond_fn,
+        )
+
+    @torch.no_grad()
+    def _states(self, run: Run) -> Iterator[tuple[int, Tensor, Tensor]]:
+        # Here for no_grad, which of a generator guards what it does, and not what is done between two of its values.
+        yield from run.states()
 
     def _check_labels(self, n: int, labels: Labels | None) -> Tensor | None:
         if labels is None:
@@ -290,27 +241,3 @@ class Sampler:
         if self._num_classes is None and hasattr(self.model, "num_classes"):
             raise ValueError("labels must be None: the model has no classes (its num_classes is None)")
         return check_labels(labels, n, self._num_classes, self._given_null_label)
-
-
-def _gradient(cond_fn: Callable[..., Tensor], times: Tensor, y: Tensor | None) -> Callable[[Tensor, int], Tensor]:
-    labels = () if y is None else (y,)
-
-    def gradient(x: Tensor, row: int) -> Tensor:
-        e = cond_fn(x, times[row], *labels)
-        # None would be taken for a step without a classifier.
-        check_tensor("cond_fn", e)
-        return e
-
-    return gradient
-
-
-@contextlib.contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[], object]]:
-    """A function that advances a progress bar of `total` steps by one."""
-    if not shown:
-        yield lambda: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, unit="step") as bar:
-        yield bar.update

@@ -1,10 +1,14 @@
 """What a training run is told, and what it gives back."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
+
+Loss = Literal["mse", "rescaled_mse", "hybrid", "kl", "rescaled_kl"]
+Weighting = Literal["min_snr", "soft_min_snr", "p2", "edm", "laplace"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,28 @@ class TrainConfig:
     """Decay of the running average of the weights; in step n it is at most (n + 1) / (n + 10)."""
     label_dropout: float = 0.1
     """Probability of training an image without its label, for classifier-free guidance."""
+    loss: Loss | None = None
+    """What is minimised: the squared error (mse); the bound in bits/dim (kl), or times the number of timesteps
+    (rescaled_kl); or both, the bound training a learned variance alone (hybrid; rescaled_mse: times timesteps / 1000).
+    By default mse, and rescaled_mse for a learned variance."""
+    levels: int | None = None
+    """Grey levels of the data, for the bound; by default what the data say, or 256."""
+    weighting: Weighting | None = None
+    """How much each level of noise counts; by default all the same."""
+    weighting_gamma: float | None = None
+    """Of min_snr (5), soft_min_snr (4) and p2 (1)."""
+    weighting_k: float | None = None
+    """Of p2 (1)."""
+    weighting_sigma_data: float | None = None
+    """Of edm (0.5)."""
+    weighting_loc: float | None = None
+    """Of laplace (0), in log SNR."""
+    weighting_scale: float | None = None
+    """Of laplace (0.5), in log SNR."""
+    offset_noise: float = 0.0
+    """Strength of a noise that each channel of an image has in common, added to the noise; 0.1 is usual."""
+    self_conditioning: float = 0.0
+    """Share of the steps in which the network is given its own prediction of the image; 0.5 is usual."""
     accumulation: int = 1
     """Micro-batches whose gradients are summed for one optimiser step."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -49,6 +75,15 @@ class TrainConfig:
     """Show a bar with loss and images per second."""
 
     def __post_init__(self) -> None:
+        for name, kinds in (("loss", Loss), ("weighting", Weighting)):
+            names = get_args(kinds)
+            known = getattr(self, name) is None or getattr(self, name) in names
+            _require(known, self, name, f"{', '.join(map(repr, names))} or None")
+        _require(self.levels is None or self.levels >= 2, self, "levels", "2 or more, or None")
+        _require(0 <= self.offset_noise < math.inf, self, "offset_noise", "0 or more, and finite")
+        _require(0 <= self.self_conditioning <= 1, self, "self_conditioning", "in [0, 1]")
+        for option in self.weighting_options:
+            _require(self.weighting is not None, self, f"weighting_{option}", "None without a weighting")
         for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, self, name, "1 or more")
         for name in ("warmup_steps", "workers", "weight_decay"):
@@ -59,6 +94,13 @@ class TrainConfig:
             _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
         _require(self.mixed_precision in ("no", "bf16", "fp16"), self, "mixed_precision", "'no', 'bf16' or 'fp16'")
         _require(0 <= self.seed < 2**64, self, "seed", "in [0, 2^64)")
+
+    @property
+    def weighting_options(self) -> dict[str, float]:
+        """Those that are given, as ``process.loss_weights`` takes them."""
+        names = ("gamma", "k", "sigma_data", "loc", "scale")
+        values = {name: getattr(self, f"weighting_{name}") for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def _require(holds: bool, config: TrainConfig, name: str, allowed: str) -> None:

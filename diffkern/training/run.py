@@ -17,7 +17,8 @@ from diffkern.training import checkpoint as files
 from diffkern.training.config import TrainConfig
 from diffkern.training.data.loader import CheckedImages, micro_batches
 from diffkern.training.data.order import StreamBatches
-from diffkern.training.loss import SimpleLoss
+from diffkern.training.loss import TrainingLoss
+from diffkern.training.objective import Objective
 
 
 class TrainingRun:
@@ -32,12 +33,18 @@ class TrainingRun:
     """
 
     def __init__(
-        self, model: nn.Module, process: GaussianProcess, images: CheckedImages, config: TrainConfig, null: int | None
+        self,
+        model: nn.Module,
+        process: GaussianProcess,
+        objective: Objective,
+        images: CheckedImages,
+        config: TrainConfig,
+        null: int | None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, is_initialized
 
-        self.config, self.process, self.images = config, process, images
+        self.config, self.process, self.objective, self.images = config, process, objective, images
         # accelerate keeps the precision of the first run of a Python process, and refuses any other.
         if is_initialized() and AcceleratorState().mixed_precision != config.mixed_precision:
             AcceleratorState._reset_state()
@@ -51,8 +58,13 @@ class TrainingRun:
         self.ema = AveragedModel(self.bare).requires_grad_(False)
         self.ema.eval()
         self.adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        self.loss = SimpleLoss(
-            process, seed=config.seed, null_label=null, label_dropout=config.label_dropout, device=self.device
+        self.loss = TrainingLoss(
+            process,
+            objective,
+            seed=config.seed,
+            null_label=null,
+            label_dropout=config.label_dropout,
+            device=self.device,
         )
         self.step, self.losses = 0, list[float]()
         self._generators: list[dict[str, Tensor]] = []
@@ -89,13 +101,12 @@ class TrainingRun:
         """One optimiser step; [its mean loss, the gradient's norm before clipping] of this process, on the device."""
         for group in self.adamw.param_groups:
             group["lr"] = self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        draw = torch.tensor(self.step, device=self.device)
         total = torch.zeros((), device=self.device)
         for micro in range(self.config.accumulation):
             x0, labels = next(batches)
             samples = torch.arange(len(x0), device=self.device) + self.order.offset(micro)
             with self.accelerator.accumulate(self.model):
-                loss = self.loss(self.model, x0, labels, draw, samples)
+                loss = self.loss(self.model, x0, labels, self.step, samples)
                 self.accelerator.backward(loss)
             total += loss.detach() / self.config.accumulation
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
@@ -146,12 +157,13 @@ class TrainingRun:
 
         Raises:
             CheckpointError: a file of it cannot be read, or belongs to another network; the run had another seed,
-                batch size or number of images, which decide the order of the images.
+                batch size or number of images, which decide the order of the images, or another objective.
         """
         state = files.read_training_state(checkpoint)
-        for name, now in self._order_key().items():
-            if state["order"][name] != now:
-                raise CheckpointError(f"{checkpoint}: its run had {name}={state['order'][name]}, this one has {now}")
+        for name, now in {**self._order_key(), **self.objective.describe()}.items():
+            was = {**state["order"], **state["objective"]}[name]
+            if was != now:
+                raise CheckpointError(f"{checkpoint}: its run had {name}={was!r}, this one has {now!r}")
         for network, name in ((self.bare, files.MODEL), (self.ema.module, files.EMA)):
             load_state(network, files.read_weights(checkpoint / name), str(checkpoint / name))
         self.adamw.load_state_dict(state["optimizer"])
@@ -176,6 +188,7 @@ class TrainingRun:
             "step": self.step,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "order": self._order_key(),
+            "objective": self.objective.describe(),
             "optimizer": self.adamw.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "generators": gather_object([generators]),

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from diffkern.ops.diffusion_loss.op import TARGETS
 from diffkern.process import GaussianProcess
 from diffkern.training.checkpoint import list_checkpoints, remove_leftovers, require_fresh
 from diffkern.training.config import TrainConfig, TrainResult
+from diffkern.training.data.base import DEFAULT_LEVELS
 from diffkern.training.data.loader import CheckedImages
 from diffkern.training.interrupt import TrainingInterrupted, deferred_interrupt
+from diffkern.training.objective import make_objective
 from diffkern.training.run import TrainingRun
 
 # Reading a loss makes the host wait for a GPU; on a CPU it costs nothing.
@@ -24,35 +25,29 @@ _DEFAULT_STEPS_BETWEEN_READS = 10
 
 
 class Trainer:
-    """Trains ``model`` on ``data`` with the simple loss, AdamW and a running average of the weights.
+    """Trains ``model`` on ``data`` with AdamW and a running average of the weights.
 
     Args:
         model: called as ``model(x_t, t)`` with x_t float32 (N, C, H, W) and t int64 (N,), or as
             ``model(x_t, t, labels)`` if its attribute ``num_classes`` is a number; ``num_classes`` itself is
-            then the null label. It is trained in place. Checkpoints of a ``diffkern.models.UNet`` hold its
-            configuration and can be sampled from the command line; of any other network, its weights.
-        process: gives the tables and, by its ``prediction``, the target: "eps", "x0" or "v".
-        data: map-style dataset of float images (C, H, W) in [−1, 1], or of ``(image, label)``.
-        config: see ``TrainConfig``.
+            then the null label. If its attribute ``self_condition`` is true, some calls have ``x_self_cond``, like
+            x_t, as well. It returns (N, C, H, W), or 2C channels if the variance is learned. It is trained in place.
+            Checkpoints of a ``diffkern.models.UNet`` hold its configuration and can be sampled from the command line;
+            of any other network, its weights.
+        process: gives the tables and, by its ``prediction`` and ``variance``, what the network learns to give.
+        data: map-style dataset of float images (C, H, W) in [−1, 1], or of ``(image, label)``. Its attribute
+            ``levels``, if it has one, says how many grey levels they have.
+        config: see ``TrainConfig``; docs/training.md has the losses and weightings.
 
     Launching on several processes and mixed precision are accelerate's: ``accelerate launch`` works as usual.
 
     Raises:
-        ValueError: a learned variance, which needs the hybrid loss; a prediction without a loss; labels that data and
+        ValueError: a loss, a weighting, a process and a model that do not go together; labels that data and
             model do not agree about; label dropout for a model without a null label; what reading the first image
             raises.
     """
 
     def __init__(self, model: nn.Module, process: GaussianProcess, data: Dataset[Any], config: TrainConfig) -> None:
-        if process.variance.startswith("learned"):
-            raise ValueError(
-                f"process.variance={process.variance!r}: learning the variance needs the hybrid loss, which this "
-                "version does not have; use 'fixed_small' or 'fixed_large'"
-            )
-        if process.prediction not in TARGETS:
-            raise ValueError(
-                f"process.prediction={process.prediction!r}: the loss has the targets {', '.join(map(repr, TARGETS))}"
-            )
         num_classes = getattr(model, "num_classes", None)
         model_config = getattr(model, "config", None)
         if num_classes is not None and config.label_dropout > 0 and not getattr(model_config, "null_label", True):
@@ -62,6 +57,12 @@ class Trainer:
             )
         if len(data) == 0:  # type: ignore[arg-type]  # Dataset does not declare it; map-style ones have it
             raise ValueError("data: the dataset is empty")
+        self.objective = make_objective(
+            config,
+            process,
+            levels=getattr(data, "levels", DEFAULT_LEVELS),
+            takes_self_cond=bool(getattr(model, "self_condition", False)),
+        )
         self.images = CheckedImages(data, num_classes)
         self.model, self.process, self.config, self.null_label = model, process, config, num_classes
 
@@ -73,7 +74,7 @@ class Trainer:
 
         Raises:
             FileExistsError: ``config.output`` holds checkpoints and ``resume`` is False.
-            CheckpointError: the newest one is truncated, or of another network or order of images.
+            CheckpointError: the newest one is truncated, or of another network, order of images or objective.
             FloatingPointError: the loss or the gradient became NaN or Inf; says in which step. The last checkpoint
                 stays; the weights in memory may be spoilt.
             OSError: a checkpoint could not be written, as on a full disk; the older ones stay.
@@ -83,7 +84,7 @@ class Trainer:
         if output and not resume:
             require_fresh(output)
         found = list_checkpoints(output) if output else []
-        run = TrainingRun(self.model, self.process, self.images, self.config, self.null_label)
+        run = TrainingRun(self.model, self.process, self.objective, self.images, self.config, self.null_label)
         if output and run.accelerator.is_main_process:
             remove_leftovers(output)
         if found:

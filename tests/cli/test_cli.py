@@ -15,6 +15,7 @@ from PIL import Image
 import diffkern
 from diffkern.cli import main
 from diffkern.cli.sample import SOLVER_OPTIONS, SampleCommand
+from diffkern.models import load_model
 from diffkern.solvers import SOLVERS
 from diffkern.training.checkpoint import list_checkpoints, read_weights
 
@@ -85,6 +86,38 @@ def test_train_resume_and_sample_digits(tmp_path, capsys):
             assert (given["arr_0"] != ddim["arr_0"]).any()
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--process.variance", "learned_range", "--self-conditioning", "0.5", "--offset-noise", "0.1"],
+            {"learn_sigma": True, "self_condition": True},
+        ),
+        (["--process.prediction", "x_prev", "--loss", "kl"], {"learn_sigma": False, "self_condition": False}),
+        (
+            ["--process.prediction", "flow", "--process.variance", "learned", "--loss", "hybrid",
+             "--weighting", "min_snr", "--weighting-gamma", "3"],
+            {"learn_sigma": True, "self_condition": False},
+        ),
+    ],
+)  # fmt: skip
+def test_train_what_else_there_is_to_learn_and_sample_it(tmp_path, flags, expected):
+    """The network follows the flags; a resumed run has them again, and the weights of one that was not stopped."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert train(run, "--steps", "3", *flags) == 0
+    assert main(["train", "--output", str(run), "--steps", "5", "--resume"]) == 0
+    assert train(whole, "--steps", "5", *flags) == 0
+    resumed = newest_weights(run)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in newest_weights(whole).items())
+    model = load_model(list_checkpoints(run)[-1] / "ema.safetensors")
+    assert {name: getattr(model.config, name) for name in expected} == expected
+    sample = ["sample", str(run), "--n", "4", "--steps", "4", "--guidance", "2"]
+    for solver in ("ddim", "ddpm", "heun"):
+        assert main([*sample, "--solver", solver, "--output", str(tmp_path / solver)]) == 0
+        with np.load(tmp_path / f"{solver}.npz") as images:
+            assert images["arr_0"].shape == (4, 8, 8, 1)
+
+
 def test_train_on_a_folder_without_labels_and_sample(tmp_path, capsys):
     for index in range(3):
         Image.new("RGB", (9, 9), (index * 90, 0, 0)).save(tmp_path / f"{index}.png")
@@ -121,6 +154,16 @@ def test_errors_are_one_message_without_a_traceback(tmp_path, capsys, monkeypatc
         (["train", "--output", str(run)], "holds checkpoints up to step_00000001"),
         (["train", "--steps", "0"], "steps=0: it must be 1 or more"),
         (["train", "--model.num-classes", "3"], "it follows the data"),
+        (["train", "--model.learn-sigma"], "it follows --process.variance"),
+        (["train", "--model.no-self-condition"], "it follows --self-conditioning"),
+        (["train", "--weighting-gamma", "2"], "weighting_gamma=2.0: it must be None without a weighting"),
+        (
+            ["train", "--output", str(tmp_path / "x"), "--process.variance", "learned", "--loss", "mse"],
+            "loss='mse' does not train the variance",
+        ),
+        (["train", "--resume", "--output", str(run), "--loss", "kl"], "its run had loss='mse', this one has 'kl'"),
+        # What was refused has not become the run's configuration.
+        (["train", "--resume", "--output", str(run), "--seed", "1"], "its run had seed=0, this one has 1"),
         (["train", "--output", "None"], "--output: a folder is needed"),
         (
             ["train", "--resume", "--output", str(run), "--model.channels", "16"],

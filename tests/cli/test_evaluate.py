@@ -126,3 +126,15 @@ def test_errors_are_one_message(run, tmp_path, capsys):
     assert "no evaluation 'fid'" in capsys.readouterr().err
     assert main(["evaluate"]) == 0
     assert "nll" in capsys.readouterr().out
+
+
+def test_a_learned_variance(tmp_path, capsys):
+    flags = ["--batch-size", "8", "--process.num-timesteps", "50", "--steps", "1", "--no-progress"]
+    learned = ["--process.variance", "learned_range"]
+    assert main(["train", "--output", str(tmp_path / "run"), *TINY, *flags, *learned]) == 0
+    assert evaluate(tmp_path / "run", tmp_path / "out", "--images", "2") == 0
+    result = json.loads((tmp_path / "out" / "nll.json").read_text())
+    # What the data know of themselves.
+    assert (result["settings"]["variance"], result["settings"]["levels"]) == ("learned_range", 17)
+    assert evaluate(tmp_path / "run", tmp_path / "other", "--variance", "fixed_small") == 1
+    assert "--variance fixed_small: this network has learned its variance" in capsys.readouterr().err

@@ -25,6 +25,15 @@ def states_equal(a, b):
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
+def test_a_self_conditioned_network_comes_back(tmp_path):
+    model = small_model(**PLAIN, self_condition=True).eval()
+    save_model(tmp_path / "model.safetensors", model)
+    loaded = load_model(tmp_path / "model.safetensors").eval()
+    assert loaded.self_condition
+    x, t, y = torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 2])
+    assert torch.equal(loaded(x, t, y, x), model(x, t, y, x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_round_trip(tmp_path, dtype, memory_format):

@@ -179,3 +179,44 @@ def test_without_a_null_label_the_last_class_is_the_last():
     assert model.num_classes == 3
     with pytest.raises(ValueError, match=r"y must be in \[0, 2\]"):
         model(torch.zeros(1, 3, 8, 8), torch.zeros(1), torch.tensor([3]))
+
+
+def test_self_conditioning():
+    """None is zeros; what is known changes the output; the first convolution alone is wider; checkpoints keep it."""
+    plain, model = small_model(**PLAIN).eval(), small_model(**PLAIN, self_condition=True).eval()
+    assert model.self_condition
+    assert not plain.self_condition
+    shapes, wider = ({name: tuple(w.shape) for name, w in net.state_dict().items()} for net in (plain, model))
+    assert wider == shapes | {"conv_in.weight": (16, 6, 3, 3)}
+    x, t, y = inputs()
+    blind = model(x, t, y)
+    assert torch.equal(model(x, t, y, torch.zeros_like(x)), blind)
+    assert relative(model(x, t, y, x), blind) > 1e-4
+    # [x0; x]: with the same weights on x, and none on x0, it is the network without.
+    state = model.state_dict()
+    weight = torch.cat([torch.zeros(16, 3, 3, 3), plain.conv_in.weight], dim=1)
+    model.load_state_dict(plain.state_dict() | {"conv_in.weight": weight.detach()})
+    assert relative(model(x, t, y, x), plain(x, t, y)) < 1e-5
+    model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_self_conditioning_compiles_and_takes_gradients(kind):
+    model = small_model(**{**kind, "dropout": 0.0}, self_condition=True)
+    x, t, y = inputs()
+    known = torch.rand_like(x, requires_grad=True)
+    out = model(x, t, y, known)
+    (gradient,) = torch.autograd.grad(out.square().sum(), known)
+    assert gradient.abs().max() > 0
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, y, known), out)
+
+
+def test_what_is_known_must_be_like_x():
+    plain, model = small_model(), small_model(self_condition=True)
+    x, t = torch.zeros(2, 3, 8, 8), torch.zeros(2)
+    with pytest.raises(ValueError, match="x_self_cond must be None: this model takes no x0"):
+        plain(x, t, None, x)
+    for known in (x[:1], x[:, :1], x.double(), x.to("meta")):
+        with pytest.raises(ValueError, match=r"x_self_cond must be torch.float32 \(2, 3, 8, 8\) on cpu as x is, not"):
+            model(x, t, None, known)

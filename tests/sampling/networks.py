@@ -48,5 +48,38 @@ class Conditional(Unconditional):
         return self.evaluate_label(x, t, y).to(x.dtype)
 
     def evaluate_label(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        shift = torch.where(y == CLASSES, 0.0, 0.1 * (y + 1)).double().reshape(-1, 1, 1, 1)
-        return self.evaluate(x, t) + shift
+        return self.evaluate(x, t) + label_shift(y)
+
+
+class SelfConditioning(Unconditional):
+    """The first one, plus 0.3·cos(2·x0) of the x0 that it is given; it remembers copies of those."""
+
+    self_condition = True
+
+    def __init__(self, learned: bool = False) -> None:
+        super().__init__(learned)
+        self.known: list[Tensor] = []
+
+    def forward(self, x: Tensor, t: Tensor, *, x_self_cond: Tensor) -> Tensor:
+        assert x_self_cond.dtype == x.dtype
+        self.known.append(x_self_cond.clone())
+        self.calls.append((x, t))
+        return self.evaluate_known(x, t, x_self_cond).to(x.dtype)
+
+    def evaluate_known(self, x: Tensor, t: Tensor, x_self_cond: Tensor) -> Tensor:
+        output = self.evaluate(x, t)
+        mean = output[:, : x.shape[1]] + 0.3 * torch.cos(2 * x_self_cond.double())
+        return torch.cat([mean, output[:, x.shape[1] :]], dim=1)
+
+
+class ConditionalSelfConditioning(SelfConditioning):
+    """The same with labels, which shift it by 0.1·(y + 1); the null label by nothing."""
+
+    num_classes = CLASSES
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, x_self_cond: Tensor) -> Tensor:
+        return super().forward(x, t, x_self_cond=x_self_cond) + label_shift(y).to(x.dtype)
+
+
+def label_shift(y: Tensor) -> Tensor:
+    return torch.where(y == CLASSES, 0.0, 0.1 * (y + 1)).double().reshape(-1, 1, 1, 1)

@@ -9,8 +9,10 @@ import torch
 from diffkern import Sampler
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.solvers import SOLVERS
+from diffkern.training import TrainConfig
 from diffkern.training.checkpoint import PROCESS, describe_process, read_process
-from diffkern.training.loss import SimpleLoss
+from diffkern.training.loss import TrainingLoss
+from diffkern.training.objective import make_objective
 
 T = 40
 TIMES = np.linspace(0.125, 99.875, T)
@@ -45,7 +47,8 @@ def test_every_solver_calls_the_network_at_them(solver):
 
 def test_training_gives_them_to_the_network():
     process, model = fractional(), Recorder()
-    loss = SimpleLoss(process, seed=1, null_label=None, label_dropout=0.0, device=torch.device("cpu"))
+    objective = make_objective(TrainConfig(), process, levels=256, takes_self_cond=False)
+    loss = TrainingLoss(process, objective, seed=1, null_label=None, label_dropout=0.0, device=torch.device("cpu"))
     samples = torch.arange(64)
     loss(model, torch.zeros(64, 1, 2, 2), samples, torch.tensor(0), samples).backward()
     assert model.seen[0].dtype == torch.float32

@@ -1,103 +1,15 @@
-"""What a run computes: targets, counters, accumulation, warm-up, average, several processes, resuming."""
+"""What a run computes: accumulation, warm-up, average, several processes, resuming."""
 
 import os
 from dataclasses import replace
 
 import pytest
 import torch
-from training_cases import CLASSES, TinyNet, assert_same, processes, tiny_data, tiny_process, tiny_trainer
+from training_cases import CLASSES, Conditioned, TinyNet, assert_same, processes, tiny_data, tiny_process, tiny_trainer
 
 from diffkern.models import CheckpointError, UNet, UNetConfig
-from diffkern.ops import philox_normal
 from diffkern.training import TrainConfig
 from diffkern.training.checkpoint import list_checkpoints, read_training_state, read_weights
-from diffkern.training.loss import SimpleLoss
-
-# --- the loss
-
-
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_a_perfect_network_has_no_loss(prediction):
-    process = tiny_process(prediction=prediction)
-    x0 = torch.rand(6, 1, 4, 4) * 2 - 1
-    s, sigma = (torch.tensor(table) for table in (process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod))
-
-    def perfect(x_t, t):
-        at, noise_at = s[t].reshape(-1, 1, 1, 1), sigma[t].reshape(-1, 1, 1, 1)
-        eps = (x_t.double() - at * x0) / noise_at
-        return {"eps": eps, "x0": x0, "v": at * eps - noise_at * x0}[prediction].float()
-
-    loss = SimpleLoss(process, seed=3, null_label=None, label_dropout=0, device=torch.device("cpu"))
-    value = loss(perfect, x0, torch.zeros(6), torch.tensor(7), torch.arange(6))
-    assert value < 1e-10
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_the_loss_is_the_mean_squared_error_against_the_noise_of_its_counter(prediction, dtype):
-    """Value and gradient, with ε drawn again and kept; also scaled, as a loss scaler does."""
-    process = tiny_process(prediction=prediction)
-    x0, samples = torch.rand(6, 1, 4, 4) * 2 - 1, torch.arange(6) + 40
-    outputs, times = [], []
-
-    def model(x_t, t):
-        outputs.append((x_t * 0.5).to(dtype).requires_grad_())
-        times.append(t)
-        return outputs[-1]
-
-    loss = SimpleLoss(process, seed=3, null_label=None, label_dropout=0, device=torch.device("cpu"))
-    value = loss(model, x0, torch.zeros(6), torch.tensor(7), samples)
-    (found,) = torch.autograd.grad(1024 * value, outputs)
-    eps = philox_normal(x0.shape, 3, draw=7, samples=samples, stream=3)
-    alpha, sigma = (table[times[0]].float().reshape(-1, 1, 1, 1) for table in process.tables("cpu")[:2])
-    target = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
-    expected = torch.nn.functional.mse_loss(outputs[0].float(), target)
-    (gradient,) = torch.autograd.grad(1024 * expected, outputs)
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
-    # A number that lies between two of bfloat16 may go to either.
-    rtol = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7}[dtype]
-    torch.testing.assert_close(found, gradient, rtol=rtol, atol=1e-5)
-
-
-def test_the_loss_has_no_second_derivative():
-    loss = SimpleLoss(tiny_process(), seed=3, null_label=None, label_dropout=0, device=torch.device("cpu"))
-    factor = torch.tensor(2.0, requires_grad=True)
-    x0 = torch.rand(6, 1, 4, 4)
-    value = loss(lambda x_t, t: factor**2 * x_t, x0, torch.zeros(6), torch.tensor(7), torch.arange(6))
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(value, factor, create_graph=True)
-
-
-def test_draws_depend_on_step_and_position_alone_and_cover_their_ranges():
-    seen = []
-
-    def record(x_t, t, y):
-        seen.append((x_t, t, y))
-        return x_t
-
-    process, count = tiny_process(), 4000
-    loss = SimpleLoss(process, seed=3, null_label=CLASSES, label_dropout=0.25, device=torch.device("cpu"))
-    x0, labels, draw = torch.zeros(count, 1, 2, 2), torch.zeros(count, dtype=torch.int64), torch.tensor(11)
-    loss(record, x0, labels, draw, torch.arange(count))
-    loss(record, x0[:9], labels[:9], draw, torch.arange(9) + 70)
-    loss(record, x0, labels, torch.tensor(12), torch.arange(count))
-    (x_t, t, y), part, next_step = seen
-    assert all(torch.equal(a, b[70:79]) for a, b in zip(part, seen[0], strict=True))
-    assert not torch.equal(t, next_step[1])
-    assert not torch.equal(y, next_step[2])
-    assert torch.bincount(t, minlength=100).min() > 10
-    assert t.max() == 99
-    # Four standard deviations of a share of 4,000.
-    assert abs((y == CLASSES).double().mean() - 0.25) < 4 * (0.25 * 0.75 / count) ** 0.5
-    assert abs(x_t[t == 99].std() - 0.8) < 0.2  # √(1 − ᾱ) at the end of a short schedule
-
-
-def test_a_doubled_output_is_refused():
-    model = UNet(UNetConfig(1, 8, (1,), 1, num_groups=4, learn_sigma=True))
-    with pytest.raises(ValueError, match=r"output is \(8, 2, 4, 4\), the images are \(8, 1, 4, 4\)"):
-        tiny_trainer(model=model, steps=1).fit()
-
 
 # --- the run
 
@@ -210,8 +122,6 @@ def test_resuming_something_else(tmp_path, change, message):
 
 
 def test_refused_at_construction():
-    with pytest.raises(ValueError, match=r"learned_range.*hybrid loss"):
-        tiny_trainer(process=tiny_process(variance="learned_range"))
     config = UNetConfig(1, 8, (1,), 1, num_groups=4, num_classes=CLASSES)
     with pytest.raises(ValueError, match=r"label_dropout=0\.3 needs a model with a null label"):
         tiny_trainer(model=UNet(config))
@@ -250,13 +160,17 @@ def seeded_net(**kwargs):
     return TinyNet(**kwargs)
 
 
+# What draws numbers of its own in a step.
+SWITCHES = {"self_conditioning": 0.5, "offset_noise": 0.2, "weighting": "min_snr"}
+
+
 def train_as_rank(rank, port, output):
     torch.set_num_threads(1)
     os.environ.update(
         ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2"
     )
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    tiny_trainer(output, model=seeded_net(dropout=0), steps=6, accumulation=2).fit()
+    tiny_trainer(output, model=Conditioned(dropout=0), steps=6, accumulation=2, **SWITCHES).fit()
     torch.distributed.destroy_process_group()
 
 
@@ -272,7 +186,7 @@ def test_two_processes_train_on_the_same_batch(tmp_path):
     for rank in ranks:
         rank.join(60)
         assert rank.exitcode == 0
-    alone = tiny_trainer(model=seeded_net(dropout=0), steps=6)
+    alone = tiny_trainer(model=Conditioned(dropout=0), steps=6, **SWITCHES)
     losses = alone.fit().losses
     checkpoint = list_checkpoints(tmp_path)[-1]
     state = read_training_state(checkpoint)

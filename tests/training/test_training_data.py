@@ -26,6 +26,8 @@ def test_digits_are_the_scaled_originals():
     assert data.num_classes == 10
     assert image.dtype == torch.float32
     assert image.shape == data.shape == (1, 8, 8)
+    grey = np.unique(torch.stack([image for image, _ in data]))
+    np.testing.assert_array_equal(grey, np.linspace(-1, 1, data.levels))
     np.testing.assert_array_equal((image[0].numpy() + 1) * 8, load_digits().images[1234])
     assert label == load_digits().target[1234]
 
@@ -53,6 +55,7 @@ def test_folder_labels_follow_sorted_subfolders(tmp_path):
     assert data.num_classes == 2
     assert [path.name for path in data.paths] == ["c.bmp", "b.jpg", "a.png"]
     assert [data[i][1] for i in range(3)] == [0, 0, 1]
+    assert data.levels == 256
     assert torch.equal(data[0][0], -torch.ones(3, 4, 4))
     assert torch.equal(data[2][0], torch.ones(3, 4, 4))
 

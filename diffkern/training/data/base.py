@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 NO_LABEL = -1
+DEFAULT_LEVELS = 256
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -18,10 +19,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     Attributes:
         shape: (C, H, W) of every image.
         num_classes: number of labels, or None.
+        levels: how many grey levels a pixel has, evenly spaced from −1 to 1: 256 unless the dataset knows better.
     """
 
     shape: tuple[int, int, int]
     num_classes: int | None
+    levels: int = DEFAULT_LEVELS
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -22,6 +22,8 @@ class Digits(ArrayImages):
         ValueError: an unknown split.
     """
 
+    levels = 17
+
     def __init__(self, split: Literal["all", "train", "heldout"] = "all") -> None:
         from sklearn.datasets import load_digits
 
