@@ -24,6 +24,7 @@ ALLOWED = {
     "models": {"nn", "ops", *BELOW_OPS},
     "sampling": {"models", "nn", "ops", "process", "solvers", *BELOW_OPS},
     "training": {"sampling", "models", "nn", "ops", "process", "solvers", *BELOW_OPS},
+    "evaluation": {"sampling", "models", "nn", "ops", "process", "solvers", *BELOW_OPS},
     "integrations": {"sampling", "models", "nn", "ops", "process", "solvers", *BELOW_OPS},
 }
 NUMPY_ONLY = ("process", "solvers")

@@ -10,6 +10,7 @@ _COMMANDS = {
     "info": "versions, devices, and which backend each op runs on here",
     "train": "train a U-Net on the digits, a folder of images or an .npz file",
     "sample": "draw images from a checkpoint",
+    "evaluate": "bits/dim of a data set under a checkpoint",
     "bench": "time every op against eager PyTorch, torch.compile and diffusers",
 }
 _EXTRAS = {"bench": "bench"}  # what brings a command's packages; for the others it is "train"
@@ -56,5 +57,5 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:8}{what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:10}{what}" for name, what in _COMMANDS.items())
     return f"usage: diffkern COMMAND ...\n\n{commands}\n\ndiffkern COMMAND --help lists a command's flags."

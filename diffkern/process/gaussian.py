@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 PREDICTIONS = ("eps", "x0", "v", "x_prev", "flow")
-VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+VARIANCES = ("fixed_small", "fixed_large", "analytic", "learned", "learned_range")
 
 
 class ProcessTables(NamedTuple):
@@ -40,10 +40,19 @@ class GaussianProcess:
 
     `betas` (T,) in (0, 1]. t is 0-based everywhere: t = 0 has one step of noise. `prediction` is what the network's
     output means: "eps", "x0", "v" = √ᾱ·ε − √(1−ᾱ)·x0, "x_prev" (the mean of x_{t−1}), or "flow" = ε − x0. `variance` is
-    the reverse step's: "fixed_small" (β̃_t), "fixed_large" (β_t, but β̃_1 at t = 0), "learned" (the network's further C
-    channels are its logarithm), or "learned_range" (they interpolate between log β̃_t and log β_t; Nichol & Dhariwal
-    2021, arXiv 2102.09672, eq. 15). `timestep_map` (T,) is what the network is given at each t; by default t itself,
-    after respacing the timestep of the original process.
+    the reverse step's: "fixed_small" (β̃_t), "fixed_large" (β_t, but β̃_1 at t = 0), "analytic" (the best one for the
+    network at hand, see below), "learned" (the network's further C channels are its logarithm), or "learned_range"
+    (they interpolate between log β̃_t and log β_t; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15). `timestep_map`
+    (T,) is what the network is given at each t: by default t itself, after respacing the timestep of the original
+    process; int64, or float64 if it is given as floating-point numbers.
+
+    `eps_mean_square` (T,) belongs to "analytic" alone: E‖ε̂(x_t, t)‖²/d, the mean square of the network's prediction of
+    the noise over images and noise (`diffkern.evaluation.estimate_eps_mean_square`). The variance is then
+
+        σ²_t = β̃_t + coef1_t²·(1/ᾱ_t − 1)·(1 − eps_mean_square_t),  the last factor held in [0, 1]
+
+    (Bao et al. 2022, arXiv 2201.06503, theorem 1 with λ² = β̃ and the bounds of theorem 2; not below β̃_1 at t = 0): the
+    mean of Var(x_{t−1} | x_t) where ε̂ is the best prediction. Respacing keeps the estimate: it belongs to ᾱ_t.
 
     The attributes are read-only float64 arrays (T,), named as in OpenAI's code: `betas`, `alphas_cumprod` (ᾱ_t),
     `alphas_cumprod_prev` (ᾱ_{t−1}, 1 at t = 0), `sqrt_alphas_cumprod`, `sqrt_one_minus_alphas_cumprod`,
@@ -53,7 +62,8 @@ class GaussianProcess:
     `model_variance` and `model_log_variance` are those of a fixed reverse variance, None for a learned one;
     `channel_variance` is "fixed", "learned" or "learned_range": what the network's further channels say.
 
-    Raises ValueError for betas, a prediction, a variance or a map that are none of these.
+    Raises ValueError for betas, a prediction, a variance, a map or mean squares that are none of these; for "analytic"
+    without `eps_mean_square` or with a β of 1, where ε says nothing of x0, and for `eps_mean_square` without it.
     """
 
     def __init__(
@@ -62,6 +72,7 @@ class GaussianProcess:
         prediction: str = "eps",
         variance: str = "fixed_small",
         timestep_map: ArrayLike | None = None,
+        eps_mean_square: ArrayLike | None = None,
     ) -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction is {prediction!r}; it may be one of {', '.join(map(repr, PREDICTIONS))}")
@@ -72,13 +83,8 @@ class GaussianProcess:
         self.channel_variance = variance if variance.startswith("learned") else "fixed"
         self.betas = check_betas(betas)
         self.num_timesteps = len(self.betas)
-        self.timestep_map = np.array(np.arange(self.num_timesteps) if timestep_map is None else timestep_map)
-        if self.timestep_map.shape != self.betas.shape or self.timestep_map.dtype.kind not in "iu":
-            raise ValueError(
-                f"timestep_map is {self.timestep_map.dtype} of shape {self.timestep_map.shape}; "
-                f"it must hold {self.num_timesteps} integers"
-            )
-        self.timestep_map = self.timestep_map.astype(np.int64)
+        self.timestep_map = _times(np.arange(self.num_timesteps) if timestep_map is None else timestep_map, self.betas)
+        self.eps_mean_square = _mean_squares(eps_mean_square, variance, self.betas)
 
         self.alphas_cumprod = np.cumprod(1.0 - self.betas)
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
@@ -102,6 +108,12 @@ class GaussianProcess:
             self.model_log_variance = self.posterior_log_variance_clipped
         elif variance == "fixed_large":
             self.model_variance = np.append(second, self.betas[1:])
+            self.model_log_variance = np.log(self.model_variance)
+        elif self.eps_mean_square is not None:
+            # coef1²·(1/ᾱ − 1), in a form that an underflowed ᾱ does not harm.
+            largest = self.betas**2 / ((1.0 - self.betas) * noise)
+            variances = self.posterior_variance + largest * np.clip(1.0 - self.eps_mean_square, 0.0, 1.0)
+            self.model_variance = np.maximum(variances, np.append(second, self.posterior_variance[1:]))
             self.model_log_variance = np.log(self.model_variance)
         for table in vars(self).values():
             if isinstance(table, np.ndarray):
@@ -189,8 +201,9 @@ class GaussianProcess:
         kept = check_rising(timesteps, self.num_timesteps)
         if kept.size == self.num_timesteps:
             return self
+        mean_squares = None if self.eps_mean_square is None else self.eps_mean_square[kept]
         return GaussianProcess(
-            respaced_betas(self.betas, kept), self.prediction, self.variance, self.timestep_map[kept]
+            respaced_betas(self.betas, kept), self.prediction, self.variance, self.timestep_map[kept], mean_squares
         )
 
     def tables(self, device: torch.device | str | None = None) -> ProcessTables:
@@ -221,3 +234,32 @@ class GaussianProcess:
         if ((index < 0) | (index >= self.num_timesteps)).any():
             raise ValueError(f"t must be in [0, {self.num_timesteps}); it runs from {index.min()} to {index.max()}")
         return table[index].reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _times(timestep_map: ArrayLike, betas: np.ndarray) -> np.ndarray:
+    """A copy of `timestep_map` (T,), int64 or float64; ValueError unless it holds as many finite numbers as `betas`."""
+    times = np.array(timestep_map)
+    if times.shape != betas.shape or times.dtype.kind not in "iuf" or not np.isfinite(times).all():
+        raise ValueError(
+            f"timestep_map is {times.dtype} of shape {times.shape}; it must hold {len(betas)} finite numbers"
+        )
+    return times.astype(np.float64 if times.dtype.kind == "f" else np.int64)
+
+
+def _mean_squares(eps_mean_square: ArrayLike | None, variance: str, betas: np.ndarray) -> np.ndarray | None:
+    """A copy of `eps_mean_square` (T,), float64; None, and needed to be so, for another variance than "analytic"."""
+    if (eps_mean_square is None) != (variance != "analytic"):
+        raise ValueError(
+            f"eps_mean_square is {'not ' if eps_mean_square is None else ''}given and variance is {variance!r}; "
+            "'analytic' needs it, and no other takes it"
+        )
+    if eps_mean_square is None:
+        return None
+    mean_squares = np.array(eps_mean_square, dtype=np.float64)
+    if mean_squares.shape != betas.shape or not (np.isfinite(mean_squares) & (mean_squares >= 0)).all():
+        raise ValueError(
+            f"eps_mean_square has the shape {mean_squares.shape}; it must hold {len(betas)} finite numbers, 0 or more"
+        )
+    if betas.max() == 1:
+        raise ValueError("variance is 'analytic' and betas reach 1, where eps says nothing of x0")
+    return mean_squares

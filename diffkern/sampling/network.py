@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,12 @@ def placement(model: Model) -> Placement:
         floating[0].dtype if floating else torch.float32,
         torch.channels_last if channels_last else torch.contiguous_format,
     )
+
+
+def network_times(times: np.ndarray, device: torch.device | str | None) -> Tensor:
+    """What the network is given in place of t (R,): int64 on `device` if all are whole numbers, else float32."""
+    whole = (times == np.round(times)).all()
+    return torch.tensor(times.astype(np.int64 if whole else np.float32), device=device)
 
 
 @contextlib.contextmanager

@@ -7,14 +7,13 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffkern.ops import philox_normal
 from diffkern.sampling import eager
 from diffkern.sampling.arguments import check_tensor
-from diffkern.sampling.network import Model, Network, evaluating, placement
+from diffkern.sampling.network import Model, Network, evaluating, network_times, placement
 from diffkern.sampling.self_condition import SelfConditioned, self_conditioned
 from diffkern.solvers import StepProgram
 
@@ -79,8 +78,7 @@ class Run:
         """The rows of the images `numbers` as `eager.run` has them, and their guidance."""
         place = placement(self.model)
         n = numbers.stop - numbers.start
-        whole = (self.program.times == np.round(self.program.times)).all()
-        times = torch.tensor(self.program.times.astype(np.int64 if whole else np.float32), device=place.device)
+        times = network_times(self.program.times, place.device)
         y = None if self.labels is None else self.labels[numbers].to(place.device)
         network = Network(self.model, times, n, place.dtype, y, self.null_label)
         gradient = None if self.cond_fn is None else _gradient(self.cond_fn, times[:, None].repeat(1, n), y)

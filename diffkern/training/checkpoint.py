@@ -139,13 +139,16 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def describe_process(process: GaussianProcess, shape: Sequence[int]) -> dict[str, Any]:
     """The process and the images' (C, H, W) as values that JSON knows; Python's floats survive it exactly."""
-    return {
+    values: dict[str, Any] = {
         "shape": list(shape),
         "betas": process.betas.tolist(),
         "timestep_map": process.timestep_map.tolist(),
         "prediction": process.prediction,
         "variance": process.variance,
     }
+    if process.eps_mean_square is not None:
+        values["eps_mean_square"] = process.eps_mean_square.tolist()
+    return values
 
 
 def read_process(checkpoint: Path) -> tuple[GaussianProcess, tuple[int, int, int]]:

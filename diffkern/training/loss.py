@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffkern.ops import diffusion_loss_and_grad, philox_normal, philox_uint32, q_sample, solver_step
 from diffkern.process import GaussianProcess
 from diffkern.process.gaussian import ProcessTables
+from diffkern.sampling.network import network_times
 from diffkern.solvers import StepProgram, step_program
 from diffkern.training.objective import Objective
 
@@ -55,7 +56,7 @@ class TrainingLoss:
         self.num_timesteps, self.channels = process.num_timesteps, 1 if process.channel_variance == "fixed" else 2
         self.loss = {"target": process.prediction, "loss": objective.loss, "levels": objective.levels}
         self.tables = process.tables(device)
-        self.times = torch.tensor(process.timestep_map, device=device)
+        self.times = network_times(process.timestep_map, device)
         weights = objective.weights(process)
         self.weights = None if weights is None else torch.tensor(weights, device=device)
         self.seed, self.null_label, self.offset_noise = seed, null_label, objective.offset_noise

@@ -145,6 +145,15 @@ def test_keep_refuses(bad):
         GaussianProcess(linear_betas(100)).keep([0, 10]).keep(bad)
 
 
+def test_a_fractional_timestep_map_stays_float64_and_integers_int64():
+    times = [0.25, 1.5, 20.125]
+    process = GaussianProcess([0.1, 0.2, 0.3], timestep_map=times)
+    assert process.timestep_map.dtype == np.float64
+    assert process.keep([0, 2]).timestep_map.tolist() == [0.25, 20.125]
+    assert GaussianProcess([0.1, 0.2, 0.3], timestep_map=np.float32(times)).timestep_map.dtype == np.float64
+    assert GaussianProcess([0.1, 0.2, 0.3], timestep_map=np.uint8([3, 4, 5])).timestep_map.dtype == np.int64
+
+
 def test_tables_are_float64_tensors_and_read_only_arrays():
     process = GaussianProcess(linear_betas(100))
     tables = process.tables("cpu")._asdict()
@@ -172,9 +181,10 @@ def test_tables_of_a_learned_variance(variance):
     ("kwargs", "message"),
     [
         ({"prediction": "xprev"}, "prediction is 'xprev'; it may be one of 'eps', 'x0', 'v', 'x_prev', 'flow'"),
-        ({"variance": "fixed"}, "variance is 'fixed'; it may be one of 'fixed_small', 'fixed_large', 'learned', "),
+        ({"variance": "fixed"}, "variance is 'fixed'; it may be one of 'fixed_small', 'fixed_large', 'analytic', "),
         ({"timestep_map": [0, 1]}, "timestep_map is int64 of shape"),
-        ({"timestep_map": np.arange(3.0)}, "timestep_map is float64"),
+        ({"timestep_map": [0.0, np.nan, 1.0]}, "timestep_map is float64 of shape .*; it must hold 3 finite numbers"),
+        ({"timestep_map": [False, True, True]}, "timestep_map is bool"),
     ],
 )
 def test_errors_name_the_argument(kwargs, message):
