@@ -150,19 +150,24 @@ class Distributions(Tables):
         output = output.to(torch.promote_types(at_least_float32(output).dtype, x.dtype))
         variance, log_variance = self._variance(output, x, t)
         output = output[:, : x.shape[1]] if self._learns_variance else output
-        if self.model_mean_type == ModelMeanType.START_X:
-            x0 = output
-        elif self.model_mean_type == ModelMeanType.PREVIOUS_X:
-            x0 = self._predict_xstart_from_xprev(x, t, output)
-        else:
-            x0 = self._predict_xstart_from_eps(x, t, output)
-        if denoised_fn is not None:
-            x0 = denoised_fn(x0)
-        if clip_denoised:
-            x0 = x0.clamp(-1, 1)
+        x0 = self._xstart(output, x, t, clip_denoised, denoised_fn)
         previous = self.model_mean_type == ModelMeanType.PREVIOUS_X
         mean = output if previous else self.q_posterior_mean_variance(x0, x, t)[0]
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": x0}
+
+    def _xstart(
+        self, mean: Tensor, x: Tensor, t: Tensor, clip_denoised: bool, denoised_fn: DenoisedFn = None
+    ) -> Tensor:
+        """`pred_xstart` of the mean's channels of a network's output."""
+        if self.model_mean_type == ModelMeanType.START_X:
+            x0 = mean
+        elif self.model_mean_type == ModelMeanType.PREVIOUS_X:
+            x0 = self._predict_xstart_from_xprev(x, t, mean)
+        else:
+            x0 = self._predict_xstart_from_eps(x, t, mean)
+        if denoised_fn is not None:
+            x0 = denoised_fn(x0)
+        return x0.clamp(-1, 1) if clip_denoised else x0
 
     def _variance(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(variance, log-variance) of p(x_{t−1} | x_t), each of x's shape."""

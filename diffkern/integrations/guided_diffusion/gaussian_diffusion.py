@@ -1,4 +1,4 @@
-"""GaussianDiffusion: the sampling half of OpenAI's class of this name, each step one pass over memory.
+"""GaussianDiffusion: OpenAI's class of this name, each step and each loss one pass over memory.
 
 Ho et al. 2020 (arXiv 2006.11239), Nichol & Dhariwal 2021 (2102.09672), Song et al. 2021 (2010.02502) and, with a
 classifier, Dhariwal & Nichol 2021 (2105.05233).
@@ -19,6 +19,7 @@ from diffkern.integrations.draws import first_noise
 from diffkern.integrations.guided_diffusion.distributions import DenoisedFn, Kwargs, Model
 from diffkern.integrations.guided_diffusion.steps import Steps
 from diffkern.integrations.guided_diffusion.tables import _extract_into_tensor as _extract_into_tensor
+from diffkern.integrations.guided_diffusion.training import Training
 from diffkern.integrations.guided_diffusion.types import LossType as LossType
 from diffkern.integrations.guided_diffusion.types import ModelMeanType as ModelMeanType
 from diffkern.integrations.guided_diffusion.types import ModelVarType as ModelVarType
@@ -44,10 +45,10 @@ def betas_for_alpha_bar(
     return process.betas_for_alpha_bar(num_diffusion_timesteps, alpha_bar, max_beta)
 
 
-class GaussianDiffusion(Steps):
-    """Diffusion with the schedule `betas` (T,) in (0, 1], and sampling from a network that reverses it.
+class GaussianDiffusion(Training, Steps):
+    """Diffusion with the schedule `betas` (T,) in (0, 1], and training of and sampling from a network that reverses it.
 
-    `model_mean_type` and `model_var_type` say what the network's output is; `loss_type` is kept for training. With
+    `model_mean_type` and `model_var_type` say what the network's output is, `loss_type` what trains it. With
     `rescale_timesteps` the network is given t·1000/T as a float instead of t. `noise` is this library's own: "torch"
     draws what the replaced code would, in its order; "philox" draws one number a step and makes the noise from it
     inside the step: faster, as repeatable, and other noise.
@@ -58,9 +59,10 @@ class GaussianDiffusion(Steps):
     `posterior_mean_coef1`, `posterior_mean_coef2`; and `num_timesteps` is T. A table may be replaced, with effect from
     the next call on; writing into one raises ValueError (they are read-only).
 
-    A step is one pass that reads x, the network's output and the noise, and writes the sample and x0. Where a subclass
-    overrides a method that a step is made of, and with a `denoised_fn`, or a gradient to be taken, the step is made of
-    those methods instead.
+    A step is one pass that reads x, the network's output and the noise, and writes the sample and x0; a loss is one
+    that reads x0, the output and the noise, and writes the terms and their gradient. Where a subclass overrides a
+    method that these are made of, they are made of those methods instead; a step also with a `denoised_fn` or a
+    gradient to be taken, a loss with a gradient by x0 or the noise.
 
     Raises ValueError for betas out of range and for an unknown `noise`.
     """

@@ -89,6 +89,13 @@ def masked_noise(diffusion: Tables) -> StepProgram:
     return step_program({"c_z": np.append(0.0, np.ones(rows - 1))}, np.arange(rows))
 
 
+def xstart(diffusion: Tables, clip: bool) -> StepProgram:
+    """The x0 that the network predicts, in the place of the sample."""
+    rows = len(diffusion.betas)
+    named = {**_x0_columns(diffusion), "c_0": np.ones(rows)}
+    return step_program(named, np.arange(rows), clip=(-1.0, 1.0) if clip else None)
+
+
 def _through_eps(diffusion: Tables, of_x0: np.ndarray, of_eps: np.ndarray) -> dict[str, np.ndarray]:
     """The columns of of_x0·x0 + of_eps·ε with ε = (√(1/ᾱ)·x − x0)/√(1/ᾱ−1)."""
     recip, recipm1 = diffusion.sqrt_recip_alphas_cumprod, diffusion.sqrt_recipm1_alphas_cumprod

@@ -19,24 +19,23 @@ from diffkern.integrations.guided_diffusion.distributions import (
     Model,
     at_least_float32,
 )
+from diffkern.integrations.guided_diffusion.hooks import methods_of, overridden
 from diffkern.integrations.guided_diffusion.tables import gathered
 from diffkern.ops import solver_step
 from diffkern.ops._memory import output_like
 from diffkern.solvers import StepProgram
 
 # What a subclass may have its own of; a step is then made of these methods and not in one pass.
-_HOOKS = {
-    name: getattr(Distributions, name)
-    for name in (
-        "p_mean_variance",
-        "condition_mean",
-        "condition_score",
-        "q_posterior_mean_variance",
-        "_predict_xstart_from_eps",
-        "_predict_xstart_from_xprev",
-        "_predict_eps_from_xstart",
-    )
-}
+_HOOKS = methods_of(
+    Distributions,
+    "p_mean_variance",
+    "condition_mean",
+    "condition_score",
+    "q_posterior_mean_variance",
+    "_predict_xstart_from_eps",
+    "_predict_xstart_from_xprev",
+    "_predict_eps_from_xstart",
+)
 
 
 class Steps(Distributions):
@@ -144,7 +143,7 @@ class Steps(Distributions):
         model_kwargs: Kwargs,
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The network's output, and what `p_mean_variance` makes of it where the step cannot be one pass, else None."""
-        if denoised_fn is not None or self._has_hooks():
+        if denoised_fn is not None or overridden(self, _HOOKS):
             known = self.p_mean_variance(
                 model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
             )
@@ -153,13 +152,6 @@ class Steps(Distributions):
         if _differentiated(x, output):
             return output, self._said_by(output, x, t, clip_denoised, None)
         return output, None
-
-    def _has_hooks(self) -> bool:
-        """Whether one of the methods that a step is made of is not this library's own."""
-        kind = type(self)
-        return any(getattr(kind, name) is not own for name, own in _HOOKS.items()) or not _HOOKS.keys().isdisjoint(
-            self.__dict__
-        )
 
     def _program(self, make: Callable[..., StepProgram], *options: Any) -> StepProgram:
         return self._once((make, *options), lambda: make(self, *options))

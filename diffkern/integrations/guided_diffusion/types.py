@@ -25,10 +25,10 @@ class ModelVarType(enum.Enum):
 class LossType(enum.Enum):
     """What training minimises; sampling does not look at it."""
 
-    MSE = enum.auto()
-    RESCALED_MSE = enum.auto()
-    KL = enum.auto()
-    RESCALED_KL = enum.auto()
+    MSE = enum.auto()  # squared error, with a learned variance beside the bound, which trains that alone
+    RESCALED_MSE = enum.auto()  # the same with T/1000 of the bound
+    KL = enum.auto()  # the bound's term, bits/dim
+    RESCALED_KL = enum.auto()  # T times it: an estimate of the whole bound
 
     def is_vb(self) -> bool:
         """Whether the loss is the variational bound itself."""
@@ -40,10 +40,16 @@ def check_types(model_mean_type: object, model_var_type: object) -> None:
 
     It is asked when a network's output is read, since a subclass may read it by itself and know other types.
     """
-    for name, value, kind in (
-        ("model_mean_type", model_mean_type, ModelMeanType),
-        ("model_var_type", model_var_type, ModelVarType),
-    ):
-        if not isinstance(value, kind):
-            known = ", ".join(map(str, kind))
-            raise ValueError(f"{name} is {value!r}; it may be one of {known}, of {kind.__module__}")
+    _check_member("model_mean_type", model_mean_type, ModelMeanType)
+    _check_member("model_var_type", model_var_type, ModelVarType)
+
+
+def check_loss_type(loss_type: object) -> None:
+    """The same of the loss's type, when a loss is computed."""
+    _check_member("loss_type", loss_type, LossType)
+
+
+def _check_member(name: str, value: object, kind: type[enum.Enum]) -> None:
+    if not isinstance(value, kind):
+        known = ", ".join(map(str, kind))
+        raise ValueError(f"{name} is {value!r}; it may be one of {known}, of {kind.__module__}")

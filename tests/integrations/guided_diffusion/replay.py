@@ -13,6 +13,7 @@ from diffkern.integrations.guided_diffusion import (
     ModelMeanType,
     ModelVarType,
     SpacedDiffusion,
+    bound,
     get_named_beta_schedule,
     space_timesteps,
     steps,
@@ -31,14 +32,24 @@ CASES = [
 ]
 
 
-def diffusion_of(key: str, mean: str, variance: str) -> SpacedDiffusion:
+class Pieced(SpacedDiffusion):
+    """Has a hook of its own, which makes everything go through the methods."""
+
+    def p_mean_variance(self, *args, **kwargs):
+        return super().p_mean_variance(*args, **kwargs)
+
+
+ROADS = {"one pass": SpacedDiffusion, "methods": Pieced}
+
+
+def diffusion_of(key: str, mean: str, variance: str, loss: str = "MSE", road: str = "one pass") -> SpacedDiffusion:
     proc = PROCS[key]
-    return SpacedDiffusion(
+    return ROADS[road](
         space_timesteps(proc["T"], proc["respacing"] or [proc["T"]]),
         betas=get_named_beta_schedule(proc["schedule"], proc["T"]),
         model_mean_type=ModelMeanType[mean],
         model_var_type=ModelVarType[variance],
-        loss_type=LossType.MSE,
+        loss_type=LossType[loss],
         rescale_timesteps=proc["rescale_timesteps"],
     )
 
@@ -61,7 +72,7 @@ class StoredModel:
 
 def stub_model(variance: str):
     """The closed-form network that the stored runs were made with."""
-    kind = {"LEARNED_RANGE": "range"}.get(variance)
+    kind = {"LEARNED_RANGE": "range", "LEARNED": "log"}.get(variance)
     constants = {name: GOLDEN.meta["stub"][name] for name in "abw"}
     network = functools.partial(net, **constants, var=kind)
     return lambda x, t: torch.from_numpy(network(x.numpy(), t.numpy()))
@@ -75,9 +86,10 @@ def gradient(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def replay(monkeypatch, noise: Iterable[np.ndarray]) -> None:
-    """Every step takes the next of `noise` instead of drawing."""
+    """Every step, and every term of a bound, takes the next of `noise` instead of drawing."""
     stored = iter(noise)
-    monkeypatch.setattr(steps, "noise_source", lambda kind, like: {"noise": torch.from_numpy(next(stored))})
+    for module in (steps, bound):
+        monkeypatch.setattr(module, "noise_source", lambda kind, like: {"noise": torch.from_numpy(next(stored))})
 
 
 def exact_ddim(case: str, clip: bool, eta: float, noise: np.ndarray | None) -> np.ndarray:

@@ -41,6 +41,10 @@ def test_space_timesteps(name):
 def test_the_modules_of_the_replaced_package():
     for module, names in {
         "gaussian_diffusion": "GaussianDiffusion ModelMeanType ModelVarType LossType get_named_beta_schedule",
+        "losses": "normal_kl approx_standard_normal_cdf discretized_gaussian_log_likelihood",
+        "nn": "mean_flat",
+        "resample": "create_named_schedule_sampler ScheduleSampler UniformSampler LossAwareSampler "
+        "LossSecondMomentResampler",
         "respace": "SpacedDiffusion space_timesteps _WrappedModel",
         "script_util": "create_gaussian_diffusion",
     }.items():
