@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffkern.evaluation import NllResult, evaluate_nll
 
 from benchmarks.machine import machine
+from diffkern.evaluation import NllResult, evaluate_nll
 from diffkern.models import UNet, UNetConfig
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.training import Digits, LearnedSchedule, TrainConfig, Trainer

@@ -108,14 +108,14 @@ def _given(name: str, value: object, device: torch.device, shapes: tuple[tuple[i
 
 
 def _scalar(value: int, device: torch.device) -> Tensor:
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _capturing(device):
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or capturing(device):
         return torch.full((), value, dtype=torch.int64, device=device)
     return _cached_scalar(value, device)
 
 
-def _capturing(device: torch.device) -> bool:
+def capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured: what is made then is filled only when the graph runs."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return device.type == "cuda" and torch.cuda.is_current_streamcapturing()
 
 
 @functools.lru_cache(maxsize=256)

@@ -41,7 +41,7 @@ def output_for(target: str, variance: str, x0: Tensor, noise: Tensor, t: Tensor,
 
 @pytest.mark.parametrize("clip", [None, (-0.9, 0.9)])
 @pytest.mark.parametrize("source", ["noise", "x_t"])
-@pytest.mark.parametrize(("target", "variance"), itertools.product(TARGETS, VARIANCES))
+@pytest.mark.parametrize(("target", "variance"), list(itertools.product(TARGETS, VARIANCES)))
 def test_gradcheck(target, variance, source, clip):
     """The reference in float64, by every argument and both decoders."""
     tables = GaussianProcess(cosine_betas(10)).tables()
@@ -181,3 +181,24 @@ def test_there_is_no_second_derivative(backend):
     (first,) = torch.autograd.grad(loss.sum(), output, create_graph=True)
     with pytest.raises(RuntimeError, match="vb_terms_and_grad has no derivative"):
         torch.autograd.grad(first.sum(), output)
+
+
+def test_tables_that_change_are_read_again(backend):
+    """What is made of them is kept from call to call."""
+    x0, noise, t = grey(2, 2, 4), randn(2, 2, 4, seed=2), torch.tensor([3, 7])
+    tables = PROCESS.tables()
+    before = vb_terms(noise + 1, x0, t, tables, noise=noise).vb
+    tables.posterior_mean_coef1.mul_(2)
+    after = vb_terms(noise + 1, x0, t, tables, noise=noise).vb
+    # The difference of the means is twice as large, and of a KL with equal variances there is nothing else.
+    torch.testing.assert_close(after, 4 * before, rtol=1e-6, atol=0)
+    with torch.inference_mode():
+        of_inference = PROCESS.tables()
+        assert same_bits(vb_terms(noise + 1, x0, t, of_inference, noise=noise).vb, before)
+        of_inference.posterior_mean_coef1.mul_(2)
+        assert same_bits(vb_terms(noise + 1, x0, t, of_inference, noise=noise).vb, after)
+    leaf = (noise + 1).requires_grad_()
+    loss = diffusion_loss(
+        leaf, x0, t, tables, loss="kl", noise=noise
+    )  # autograd saves what inference mode may have made
+    assert torch.autograd.grad(loss.sum(), leaf)[0].isfinite().all()

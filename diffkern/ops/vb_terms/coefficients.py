@@ -11,10 +11,15 @@ Derivation: docs/vb_terms.md.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from diffkern.ops._noise import capturing
+from diffkern.ops._registry import in_plain_eager_mode
 
 if TYPE_CHECKING:
     from diffkern.process.gaussian import ProcessTables
@@ -25,7 +30,40 @@ COLUMNS = ("of_y", "of_x0", "x0_scale", "coef1", "log_var", "delta_bias", "delta
 
 
 def coefficients(tables: ProcessTables, target: str, variance: str, y: str) -> Tensor:
-    """The table (T, 7) of COLUMNS; y is "noise" or "x_t". Differentiable in the tables."""
+    """The table (T, 7) of COLUMNS, float64; y is "noise" or "x_t". Differentiable in the tables.
+
+    Kept for the tables that it was last made of, so that a loss in a loop does not make it anew.
+    """
+    tensors = [table for table in tables if isinstance(table, Tensor)]
+    if (
+        in_plain_eager_mode()
+        and not any(table.requires_grad or table.is_inference() for table in tensors)
+        and not capturing(tensors[0].device)
+    ):
+        identity = tuple((id(table), table._version) for table in tensors)
+        return _kept(_Request(identity, target, variance, y, tables))
+    return _made(tables, target, variance, y)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Equal for the same tensors with the same contents; it holds them, so that no other can take their place."""
+
+    identity: tuple[tuple[int, int], ...]
+    target: str
+    variance: str
+    y: str
+    tables: ProcessTables = field(compare=False)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept(request: _Request) -> Tensor:
+    # Never handed out, so nobody can write to it; not an inference tensor, so autograd may save it.
+    with torch.inference_mode(False):
+        return _made(request.tables, request.target, request.variance, request.y)
+
+
+def _made(tables: ProcessTables, target: str, variance: str, y: str) -> Tensor:
     s, sigma = tables.sqrt_alphas_cumprod.double(), tables.sqrt_one_minus_alphas_cumprod.double()
     coef1, coef2, log_var, log_betas = (
         getattr(tables, name).double()
