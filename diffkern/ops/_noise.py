@@ -115,7 +115,7 @@ def _scalar(value: int, device: torch.device) -> Tensor:
 
 def capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured: what is made then is filled only when the graph runs."""
-    return device.type == "cuda" and torch.cuda.is_current_streamcapturing()
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @functools.lru_cache(maxsize=256)
