@@ -40,6 +40,11 @@ class Run:
 
 RUNS = {
     "linear": Run("linear schedule, fixed Σ, simple loss", lambda: GaussianProcess(linear_betas(TIMESTEPS)), {}),
+    "linear_bound": Run(
+        "linear schedule, fixed Σ, the bound as the loss",
+        lambda: GaussianProcess(linear_betas(TIMESTEPS)),
+        {"loss": "rescaled_kl"},
+    ),
     "hybrid": Run(
         "linear schedule, learned-range Σ, hybrid loss",
         lambda: GaussianProcess(linear_betas(TIMESTEPS), variance="learned_range"),
