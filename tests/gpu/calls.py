@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkern.ops import diffusion_loss, diffusion_loss_and_grad, group_norm, q_sample, solver_step
+from diffkern.ops import diffusion_loss, diffusion_loss_and_grad, group_norm, q_sample, solver_step, vb_terms
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.solvers import StepProgram, build
 
@@ -54,6 +54,10 @@ def calls() -> dict[str, OpCall]:
         t = torch.tensor(TIMES, device=x0.device)
         return diffusion_loss_and_grad(model_output, x0, t, PROCESS.tables(x0.device), scale=0.5, **rest)[1]
 
+    def bound(model_output: Tensor, x0: Tensor, **rest: Any) -> Tensor:
+        t = torch.tensor(TIMES, device=x0.device)
+        return vb_terms(model_output, x0, t, PROCESS.tables(x0.device), **rest).vb
+
     output, noise = {"model_output": randn(*SHAPE, seed=7)}, {"noise": randn(*SHAPE, seed=8)}
     counter = {"seed": 3, "draw": 2, "samples": 11}
 
@@ -75,6 +79,18 @@ def calls() -> dict[str, OpCall]:
         ),
         "diffusion_loss_and_grad, v generated": OpCall(
             {**output, "x0": x}, lambda **rest: loss_gradient(target="v", **counter, **rest), differentiable=False
+        ),
+        "vb_terms, v generated": OpCall(
+            {**output, "x0": x}, lambda **rest: bound(target="v", variance="fixed_large", **counter, **rest)
+        ),
+        "vb_terms, eps given, clipped, exact": OpCall(
+            {**output, "x0": x, **noise},
+            lambda **rest: bound(variance="fixed_small", clip=(-1.0, 1.0), decoder="exact", **rest),
+        ),
+        "diffusion_loss_and_grad, hybrid": OpCall(
+            {"model_output": randn(SHAPE[0], 2 * SHAPE[1], *SHAPE[2:], seed=9), "x0": x, **noise},
+            lambda **rest: loss_gradient(loss="hybrid", variance="learned_range", **rest),
+            differentiable=False,
         ),
     }
 
