@@ -61,8 +61,15 @@ __attribute__((noinline)) inline Decoded decode_tanh(f32v d, f32v log_var, f32v 
         : last ? -lower * of_q
                : upper * of_p - lower * of_q + slope * width * (1.0f + (3.0f * cubic) * squares) * remainder;
     const i32v clamped = log_probability < least;
-    return {clamped ? broadcast(-least) : -log_probability, clamped ? zero : -inverse * by_mean,
-            clamped ? zero : 0.5f * by_scale};
+    Decoded decoded = {clamped ? broadcast(-least) : -log_probability, clamped ? zero : -inverse * by_mean,
+                       clamped ? zero : 0.5f * by_scale};
+    // The exponentials may turn a NaN into a number.
+    const i32v number = (d == d) & (log_var == log_var);
+    const f32v nan = broadcast(__builtin_nanf(""));
+    decoded.value = number ? decoded.value : nan;
+    decoded.of_difference = number ? decoded.of_difference : nan;
+    decoded.of_log_var = number ? decoded.of_log_var : nan;
+    return decoded;
 }
 
 // ln Phi(z), to a few ulp of double at any z.

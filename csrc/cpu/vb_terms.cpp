@@ -92,13 +92,22 @@ class VbTerms {
     }
 
  private:
+    static constexpr int64_t kBlock = 128 * kLanes;
+
     struct Sums {
         f32v square = {}, bound = {}, x0_square = {};
     };
 
     template <bool kFirst, bool kGenerated>
     void run(int64_t first, int64_t end, const float* generated, double* out) const {
-        // Two of each side by side, since an addition waits for the one before it.
+        // Two of each side by side, since an addition waits for the one before it; to double before they lose digits.
+        for (int64_t begin = first; begin < end; begin += kBlock)
+            block<kFirst, kGenerated>(begin, begin + kBlock < end ? begin + kBlock : end,
+                                      kGenerated ? generated + (begin - first) : nullptr, out);
+    }
+
+    template <bool kFirst, bool kGenerated>
+    DIFFKERN_INLINE void block(int64_t first, int64_t end, const float* generated, double* out) const {
         Sums sums[2];
         auto add = [&](int64_t i, int n, Sums& to)
                        DIFFKERN_LAMBDA { element<kFirst>(i, n, kGenerated ? generated + (i - first) : nullptr, to); };

@@ -7,6 +7,7 @@
 #include "tests/solver_case.h"
 #include "tests/thread_pool.h"
 #include "tests/threshold_case.h"
+#include "tests/vb_terms_case.h"
 
 namespace diffkern::tests {
 namespace {
@@ -124,6 +125,18 @@ TEST(threads, diffusion_loss) {
                     const DiffusionLossCase loss(shape, target, dtype, true, random);
                     diffusion_loss(loss.args(true, num_threads));
                     return std::vector<Buffer>{loss.loss, loss.grad.buffer};
+                });
+}
+
+TEST(threads, vb_terms) {
+    for (const SampleShape& shape : kThreaded)
+        for (const bool learned : {false, true})
+            for (const DType dtype : kFloat32AndBelow)
+                check_threads("vb_terms", [&](int num_threads) {
+                    Random random(19);
+                    const VbTermsCase bound(shape, Made::of_both, learned, false, dtype, random);
+                    vb_terms(bound.args(true, num_threads));
+                    return std::vector<Buffer>{bound.terms, bound.grad_mean.buffer, bound.grad_variance.buffer};
                 });
 }
 

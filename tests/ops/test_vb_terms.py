@@ -202,3 +202,18 @@ def test_tables_that_change_are_read_again(backend):
         leaf, x0, t, tables, loss="kl", noise=noise
     )  # autograd saves what inference mode may have made
     assert torch.autograd.grad(loss.sum(), leaf)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("decoder", ["tanh", "exact"])
+@pytest.mark.parametrize("channel", [0, 2], ids=["mean", "variance"])
+def test_nan_stays_nan_through_the_decoder(backend, channel, decoder):
+    """Whose clamps and exponentials could turn it into a number."""
+    x0, t = grey(3, 2, 21), torch.zeros(3, dtype=torch.int64)
+    output = output_for("x0", "learned", x0, x0, t, TABLES)
+    output[1, channel, 5] = torch.nan
+    leaf = output.requires_grad_()
+    vb = vb_terms(leaf, x0, t, TABLES, target="x0", variance="learned", decoder=decoder).vb
+    (gradient,) = torch.autograd.grad(vb.sum(), leaf)
+    assert vb.isnan().tolist() == [False, True, False]
+    assert bool(gradient[1, [0, 2], 5].isnan().all())
+    assert bool(gradient[[0, 2]].isfinite().all())
