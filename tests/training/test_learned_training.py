@@ -98,6 +98,16 @@ def test_settings_that_do_not_go_with_a_learned_schedule_are_named(field, value)
         learned_trainer(**{field: value})
 
 
+def test_a_schedule_that_makes_no_tables_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"betas\[0\] is"):
+        learned_trainer(process=LearnedSchedule(num_timesteps=50, gamma_0=-40.0), model=Untouched()).fit()
+
+
+class Untouched(TinyNet):
+    def forward(self, x, t, y):
+        raise AssertionError("a step was made")
+
+
 def train_as_rank(rank, port, output):
     torch.set_num_threads(1)
     os.environ.update(
