@@ -14,12 +14,11 @@ from diffkern.evaluation.analytic import ESTIMATE
 from diffkern.evaluation.nll import RESULT, TERMS
 from diffkern.models import UNet, atomic_write, load_model
 from diffkern.process import GaussianProcess
-from diffkern.training import Digits, ImageDataset, find_checkpoint, open_data
+from diffkern.training import ImageDataset, Split, find_checkpoint, open_data
 from diffkern.training.checkpoint import EMA, MODEL, read_process
 
 _PICTURE = "nll.png"
 _FLAGS = "config.json"
-_LEVELS = 256
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,9 @@ class NllCommand:
     """The output folder of a training run (its newest checkpoint is taken), or one checkpoint."""
     data: Annotated[str, tyro.conf.arg(metavar="digits|FOLDER|FILE.npz")] = "digits"
     """What to evaluate on. The images of a folder are cropped and resized to those of the checkpoint."""
-    split: Literal["heldout", "train", "all"] | None = None
-    """Of the digits: 256 images that can be kept from training (the default), the other 1,541, or all."""
+    split: Split | None = None
+    """Of the digits: the 256 images that training leaves out by default (heldout, the default here), the other 1,541
+    (train), or all."""
     images: int | None = None
     """How many, spread evenly over the data; by default all."""
     batch_size: int = 256
@@ -71,12 +71,14 @@ def run(arguments: list[str]) -> None:
             raise FileExistsError(
                 f"{command.output / name}: holds an earlier evaluation: --resume, or another --output"
             )
+    if command.analytic_data is not None and command.variance != "analytic":
+        raise ValueError(f"--analytic-data {command.analytic_data}: it needs --variance analytic")
     checkpoint = find_checkpoint(command.checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(checkpoint / (EMA if command.weights == "ema" else MODEL), device=device)
     process, shape = read_process(checkpoint)
     data, described = _open(command.data, command.split, shape, "--data")
-    levels = command.levels or getattr(data, "levels", None) or _LEVELS
+    levels = data.levels if command.levels is None else command.levels
     chosen = _spread(data, command.images, "--images")
     print(f"{len(chosen):,} images of {described} at {levels} grey levels; {checkpoint}, weights {command.weights}")
     process = _process(command, process, model, shape)
@@ -102,16 +104,12 @@ def run(arguments: list[str]) -> None:
     print(f"{command.output}: {', '.join(written)}")
 
 
-def _open(source: str, split: str | None, shape: tuple[int, ...], flag: str) -> tuple[ImageDataset, str]:
+def _open(source: str, split: Split | None, shape: tuple[int, ...], flag: str) -> tuple[ImageDataset, str]:
     """The data set and what to call it."""
-    data: ImageDataset
     if source == "digits":
-        name = split or "heldout"
-        data, described = Digits(name), f"digits, split {name}"  # type: ignore[arg-type]  # the flag's own choices
-    elif split is not None:
-        raise ValueError(f"--split {split}: only the digits have splits, not {source}")
-    else:
-        data, described = open_data(source, size=shape[1], channels=shape[0]), source
+        split = split or "heldout"
+    data = open_data(source, size=shape[1], channels=shape[0], split=split)
+    described = source if split is None else f"{source}, split {split}"
     if tuple(data.shape) != tuple(shape):
         raise ValueError(f"{flag} {source}: its images are {tuple(data.shape)}, those of the checkpoint {tuple(shape)}")
     return data, described

@@ -11,7 +11,7 @@ import tyro
 
 from diffkern.models import CheckpointError, UNet, UNetConfig, atomic_write
 from diffkern.process import GaussianProcess, make_betas
-from diffkern.training import LearnedSchedule, TrainConfig, Trainer, open_data
+from diffkern.training import LearnedSchedule, Split, TrainConfig, Trainer, open_data
 from diffkern.training.checkpoint import require_fresh
 
 _CONFIG = "config.json"
@@ -36,9 +36,11 @@ class ProcessConfig:
     num_timesteps: int = 1000
     """How many steps of noise."""
     prediction: Literal["eps", "x0", "v", "x_prev", "flow"] = "eps"
-    """What the network learns to give: the noise, the image, v, the mean of the step before, or noise less image."""
+    """What the network learns to give: the noise, the image, v, the mean of the step before, or noise less image. A
+    learned schedule takes all but x_prev."""
     variance: Literal["fixed_small", "fixed_large", "learned", "learned_range"] = "fixed_small"
-    """Of a sampling step of the full process: the posterior's, or beta; or learned, freely or between the two."""
+    """Of a sampling step of the full process: the posterior's, or beta; or learned, freely or between the two. A
+    learned schedule takes one of the fixed ones."""
 
     def build(self) -> GaussianProcess | LearnedSchedule:
         if self.schedule == "learned":
@@ -52,6 +54,8 @@ class TrainCommand:
 
     data: Annotated[str, tyro.conf.arg(metavar="digits|FOLDER|FILE.npz")] = "digits"
     """The 1,797 digits of scikit-learn; a folder of images, its subfolders being the classes; or an .npz file."""
+    split: Split | None = None
+    """Of the digits: all but the 256 that evaluate nll takes (train, the default), these alone (heldout), or all."""
     image_size: int = 32
     """Side to which the images of a folder are cropped and resized."""
     image_channels: Literal[1, 3] = 3
@@ -75,7 +79,8 @@ def run(arguments: list[str]) -> None:
         raise ValueError("--output: a folder is needed")
     if not command.resume:
         require_fresh(output)
-    data = open_data(command.data, size=command.image_size, channels=command.image_channels)
+    split: Split | None = command.split or ("train" if command.data == "digits" else None)
+    data = open_data(command.data, size=command.image_size, channels=command.image_channels, split=split)
     model_config = replace(
         command.model,
         in_channels=data.shape[0],
@@ -130,6 +135,8 @@ def _from_json(path: Path) -> TrainCommand:
     try:
         values = json.loads(path.read_text())
         train = values.pop("train")
+        if values["data"] == "digits":
+            values.setdefault("split", "all")  # what runs took before they could choose
         return TrainCommand(
             model=UNetConfig.from_dict(values.pop("model")),
             process=ProcessConfig(**values.pop("process")),

@@ -2,7 +2,7 @@
 
 from diffkern.training.checkpoint import find_checkpoint
 from diffkern.training.config import TrainConfig, TrainResult
-from diffkern.training.data import Digits, ImageDataset, ImageFolder, NpzImages, open_data
+from diffkern.training.data import Digits, ImageDataset, ImageFolder, NpzImages, Split, open_data
 from diffkern.training.interrupt import TrainingInterrupted
 from diffkern.training.learned_schedule import LearnedSchedule
 from diffkern.training.log_snr import LearnedLogSNR
@@ -15,6 +15,7 @@ __all__ = [
     "LearnedLogSNR",
     "LearnedSchedule",
     "NpzImages",
+    "Split",
     "TrainConfig",
     "TrainResult",
     "Trainer",

@@ -22,6 +22,7 @@ from diffkern.models.checkpoints import CheckpointError
 from diffkern.process import GaussianProcess
 
 MODEL, EMA, PROCESS, TRAINING = "model.safetensors", "ema.safetensors", "process.json", "training.pt"
+_STATE = ("step", "losses", "order", "optimizer", "scaler", "generators")  # and "objective", in all but old ones
 _NAME = re.compile(r"step_(\d{8,})")
 _HALF_WRITTEN, _HALF_DELETED = ".writing-", ".deleting-"
 
@@ -111,15 +112,19 @@ def read_training_state(checkpoint: Path) -> dict[str, Any]:
     """The optimiser, the random number generators and the counters of ``checkpoint``, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, truncated or no such file.
+        CheckpointError: the file is missing, truncated, no such file, or lacks a part of the state.
     """
     path = checkpoint / TRAINING
     try:
         # weights_only: a checkpoint from elsewhere can hold tensors and numbers, but run no code.
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # RuntimeError, EOFError, UnpicklingError, OSError: torch.load promises none of them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: truncated or not the state of a training run: {reason}") from error
+    missing = [name for name in _STATE if not isinstance(state, dict) or name not in state]
+    if missing:
+        raise CheckpointError(f"{path}: not the state of a training run: it lacks {', '.join(missing)}")
+    return state
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -46,15 +46,15 @@ class TrainConfig:
     weighting: Weighting | None = None
     """How much each level of noise counts; by default all the same."""
     weighting_gamma: float | None = None
-    """Of min_snr (5), soft_min_snr (4) and p2 (1)."""
+    """The option gamma of min_snr (5 by default), soft_min_snr (4) and p2 (1)."""
     weighting_k: float | None = None
-    """Of p2 (1)."""
+    """The option k of p2 (1 by default)."""
     weighting_sigma_data: float | None = None
-    """Of edm (0.5)."""
+    """The option sigma_data of edm (0.5 by default)."""
     weighting_loc: float | None = None
-    """Of laplace (0), in log SNR."""
+    """The option loc of laplace, the log SNR that counts most (0 by default)."""
     weighting_scale: float | None = None
-    """Of laplace (0.5), in log SNR."""
+    """The option scale of laplace, its width in log SNR (0.5 by default)."""
     offset_noise: float = 0.0
     """Strength of a noise that each channel of an image has in common, added to the noise; 0.1 is usual."""
     self_conditioning: float = 0.0

@@ -66,7 +66,7 @@ class LearnedSchedule:
         }
         for name, (holds, what) in allowed.items():
             if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r}: it must be {what}")
+                raise ValueError(f"{name}={getattr(self, name)!r}: of a learned schedule it must be {what}")
 
     def build(self, levels: int = 256) -> LearnedLogSNR:
         """The schedule before training, nearly a straight line in γ, for data of ``levels`` grey levels in [−1, 1].
@@ -122,6 +122,7 @@ class ContinuousLoss:
         label_dropout: float,
     ) -> None:
         self.schedule, self.description = schedule, description
+        self.num_timesteps = description.num_timesteps
         self.levels, self.batch_size = levels, batch_size
         self.seed, self.null_label = seed, null_label
         self.dropped_below = round(label_dropout * 2**32)

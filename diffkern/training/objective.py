@@ -45,6 +45,11 @@ class Objective:
         return asdict(self)
 
 
+def objective_before(process: GaussianProcess, levels: int) -> Objective:
+    """That of a checkpoint from the time when there was no choice: the squared error, of which levels are no part."""
+    return Objective(process.prediction, process.variance, "mse", levels, None, {}, 0.0, 0.0)
+
+
 def make_objective(
     config: TrainConfig, process: GaussianProcess | LearnedSchedule, *, levels: int, takes_self_cond: bool
 ) -> Objective:

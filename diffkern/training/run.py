@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -19,7 +20,7 @@ from diffkern.training.data.loader import CheckedImages, micro_batches
 from diffkern.training.data.order import StreamBatches
 from diffkern.training.learned_schedule import ContinuousLoss, LearnedSchedule
 from diffkern.training.loss import TrainingLoss
-from diffkern.training.objective import Objective
+from diffkern.training.objective import Objective, objective_before
 from diffkern.training.schedule_state import ScheduleState
 
 
@@ -177,13 +178,19 @@ class TrainingRun:
 
         Raises:
             CheckpointError: a file of it cannot be read, or belongs to another network; the run had another seed,
-                batch size or number of images, which decide the order of the images, or another objective.
+                batch size or number of images, which decide the order of the images, or another process or objective.
         """
         state = files.read_training_state(checkpoint)
-        for name, now in {**self._order_key(), **self.objective.describe()}.items():
-            was = {**state["order"], **state["objective"]}[name]
+        process, _ = files.read_process(checkpoint)
+        objective = state.get("objective") or objective_before(process, self.objective.levels).describe()
+        described = {**state["order"], **objective, "num_timesteps": process.num_timesteps}
+        num_timesteps = self.loss.num_timesteps
+        for name, now in {**self._order_key(), **self.objective.describe(), "num_timesteps": num_timesteps}.items():
+            was = described.get(name)
             if was != now:
                 raise CheckpointError(f"{checkpoint}: its run had {name}={was!r}, this one has {now!r}")
+        if self.schedule is None and not _same_tables(process, self._process):
+            raise CheckpointError(f"{checkpoint}: its run had another noise schedule than this one")
         for network, name in ((self.bare, files.MODEL), (self.ema.module, files.EMA)):
             load_state(network, files.read_weights(checkpoint / name), str(checkpoint / name))
         if self.schedule is not None:
@@ -225,6 +232,13 @@ class TrainingRun:
                 torch.cuda.set_rng_state(self._generators[rank]["cuda"], self.device)
         else:  # a new run, or one that goes on with another number of processes
             torch.manual_seed((self.config.seed + self.step * self.accelerator.num_processes + rank) % 2**64)
+
+
+def _same_tables(one: GaussianProcess, other: GaussianProcess) -> bool:
+    """Whether two processes of as many timesteps have the same levels of noise, but for rounding, at the same times."""
+    return all(
+        np.allclose(getattr(one, name), getattr(other, name), rtol=1e-9, atol=0) for name in ("betas", "timestep_map")
+    )
 
 
 def _write_weights(path: Path, model: nn.Module) -> None:

@@ -26,12 +26,15 @@ class ScheduleState:
     Attributes:
         schedule: the module whose weights the optimiser changes.
         ema: its running average, from which the tables are made.
+
+    Raises ValueError for a first schedule of which no tables can be made, as its first beta is lost in float64.
     """
 
     def __init__(self, description: LearnedSchedule, levels: int, device: torch.device) -> None:
         self.description = description
         self.schedule = description.build(levels).to(device)
         self.ema = AveragedModel(self.schedule).requires_grad_(False)
+        self.process()  # a schedule that makes no tables is an error now, not at the first checkpoint
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.schedule.parameters())

@@ -42,7 +42,7 @@ def newest_weights(folder):
 def test_train_resume_and_sample_digits(tmp_path, capsys):
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert train(run, "--steps", "3", "--model.dropout", "0.1", "--process.prediction", "v") == 0
-    assert "1,797 images (1, 8, 8), 10 classes" in capsys.readouterr().out
+    assert "1,541 images (1, 8, 8), 10 classes" in capsys.readouterr().out
     stored = json.loads((run / "config.json").read_text())
     assert stored["train"]["steps"] == 3
     assert stored["process"]["prediction"] == "v"
@@ -118,6 +118,19 @@ def test_train_what_else_there_is_to_learn_and_sample_it(tmp_path, flags, expect
             assert images["arr_0"].shape == (4, 8, 8, 1)
 
 
+def test_the_digits_that_are_evaluated_are_left_out_unless_asked_for(tmp_path, capsys):
+    for split, count in (("heldout", "256"), ("train", "1,541"), ("all", "1,797")):
+        assert train(tmp_path / split, "--steps", "1", "--split", split) == 0
+        assert f"{count} images" in capsys.readouterr().out
+    # A run from before there was a choice had them all, and goes on with them.
+    configuration = tmp_path / "all" / "config.json"
+    values = json.loads(configuration.read_text())
+    del values["split"]
+    configuration.write_text(json.dumps(values))
+    assert main(["train", "--output", str(tmp_path / "all"), "--steps", "2", "--resume"]) == 0
+    assert "1,797 images" in capsys.readouterr().out
+
+
 def test_train_on_a_folder_without_labels_and_sample(tmp_path, capsys):
     for index in range(3):
         Image.new("RGB", (9, 9), (index * 90, 0, 0)).save(tmp_path / f"{index}.png")
@@ -164,6 +177,16 @@ def test_errors_are_one_message_without_a_traceback(tmp_path, capsys, monkeypatc
         (["train", "--resume", "--output", str(run), "--loss", "kl"], "its run had loss='mse', this one has 'kl'"),
         # What was refused has not become the run's configuration.
         (["train", "--resume", "--output", str(run), "--seed", "1"], "its run had seed=0, this one has 1"),
+        (
+            ["train", "--resume", "--output", str(run), "--process.schedule", "cosine"],
+            "its run had another noise schedule",
+        ),
+        (
+            ["train", "--resume", "--output", str(run), "--process.num-timesteps", "60"],
+            "its run had num_timesteps=50, this one has 60",
+        ),
+        (["train", "--resume", "--output", str(run), "--split", "all"], "its run had images=1541, this one has 1797"),
+        (["train", "--data", str(tmp_path), "--split", "all"], "only the digits have splits"),
         (["train", "--output", "None"], "--output: a folder is needed"),
         (
             ["train", "--resume", "--output", str(run), "--model.channels", "16"],

@@ -104,6 +104,8 @@ def test_errors_are_one_message(run, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "folder" / "0.png")
     cases = [
         (["--split", "train", "--data", str(tmp_path / "folder")], "only the digits have splits"),
+        (["--analytic-data", "digits"], "--analytic-data digits: it needs --variance analytic"),
+        (["--levels", "0"], "levels is 0; it must be at least 2"),
         (["--images", "0"], "--images 0: it must be from 1 to 256"),
         (["--images", "257"], "--images 257"),
         (["--data", str(tmp_path / "folder")], "image 0 of the data has no label; the model takes 0 to 9"),

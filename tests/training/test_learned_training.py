@@ -98,6 +98,16 @@ def test_settings_that_do_not_go_with_a_learned_schedule_are_named(field, value)
         learned_trainer(**{field: value})
 
 
+def test_a_schedule_that_makes_no_tables_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"betas\[0\] is"):
+        learned_trainer(process=LearnedSchedule(num_timesteps=50, gamma_0=-40.0), model=Untouched()).fit()
+
+
+class Untouched(TinyNet):
+    def forward(self, x, t, y):
+        raise AssertionError("a step was made")
+
+
 def train_as_rank(rank, port, output):
     torch.set_num_threads(1)
     os.environ.update(
@@ -139,3 +149,35 @@ def test_command_line_trains_and_samples(tmp_path, capsys):
     learned[2] = str(tmp_path / "other")
     assert main([*learned, "--steps", "2", "--process.variance", "learned_range"]) != 0
     assert "variance='learned_range'" in capsys.readouterr().err
+
+
+def test_the_tables_serve_a_diffusers_scheduler_and_guided_diffusion():
+    """As docs/learned_schedule.md has it: betas as they are, and a network that is told the map's time."""
+    pytest.importorskip("diffusers")
+    from diffkern.integrations.diffusers import DDIMScheduler
+    from diffkern.integrations.guided_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
+
+    process = LearnedSchedule().build(256).process(1000)
+    times = torch.tensor(process.timestep_map, dtype=torch.float32)
+    x_T = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def network(x, t):
+        return torch.tanh(x * (1 + t[:, None, None, None] / 2000))
+
+    def told(x, t):
+        return network(x, times[t])
+
+    def sampled(steps):
+        return Sampler(network, process, (1, 4, 4), steps=steps, spacing="trailing").sample(2, start=(x_T, 999))
+
+    scheduler = DDIMScheduler(trained_betas=process.betas.tolist(), timestep_spacing="trailing", clip_sample=True)
+    scheduler.alphas_cumprod = torch.tensor(process.alphas_cumprod)
+    scheduler.set_timesteps(20)
+    images = x_T
+    for t in scheduler.timesteps:
+        images = scheduler.step(told(images, t.expand(2)), t, images, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(images, sampled(20), rtol=0, atol=1e-6)
+    kinds = {"model_mean_type": ModelMeanType.EPSILON, "model_var_type": ModelVarType.FIXED_SMALL}
+    diffusion = GaussianDiffusion(betas=process.betas, loss_type=LossType.MSE, **kinds)
+    images = diffusion.ddim_sample_loop(told, (2, 1, 4, 4), noise=x_T)
+    torch.testing.assert_close(images, sampled(None), rtol=0, atol=1e-6)

@@ -14,6 +14,7 @@ import torch
 from training_cases import assert_same, processes, tiny_process, tiny_trainer
 
 from diffkern.models import CheckpointError
+from diffkern.process import GaussianProcess, cosine_betas, linear_betas
 from diffkern.training import checkpoint as files
 from diffkern.training import find_checkpoint
 
@@ -63,6 +64,44 @@ def test_a_truncated_checkpoint_is_named(tmp_path, name, left):
         (checkpoint / name).write_bytes(whole[: int(len(whole) * left)])
     with pytest.raises(CheckpointError, match=f"step_00000001/{name}: truncated or not"):
         tiny_trainer(tmp_path, steps=2).fit(resume=True)
+
+
+def test_a_checkpoint_without_an_objective_is_one_of_the_squared_error(tmp_path):
+    """Once there was no other: such a run goes on as the default one, and as no other."""
+    whole = tiny_trainer(tmp_path / "whole", steps=4).fit()
+    old = tiny_trainer(tmp_path / "old", steps=2).fit().checkpoint
+    state = files.read_training_state(old)
+    del state["objective"]
+    files.write_training_state(old / files.TRAINING, state)
+    for other, name in (({"loss": "kl"}, "loss='mse'"), ({"weighting": "p2"}, "weighting=None")):
+        with pytest.raises(CheckpointError, match=f"its run had {name}"):
+            tiny_trainer(tmp_path / "old", steps=4, **other).fit(resume=True)
+    with pytest.raises(CheckpointError, match="its run had prediction='eps', this one has 'v'"):
+        tiny_trainer(tmp_path / "old", steps=4, process=tiny_process(prediction="v")).fit(resume=True)
+    assert tiny_trainer(tmp_path / "old", steps=4, levels=17).fit(resume=True).losses == whole.losses
+
+
+def test_a_state_that_lacks_something_is_named(tmp_path):
+    checkpoint = tiny_trainer(tmp_path, steps=1).fit().checkpoint
+    state = files.read_training_state(checkpoint)
+    del state["scaler"], state["step"]
+    for found, missing in ((state, "step, scaler"), ({}, "step, losses, order, optimizer, scaler, generators")):
+        files.write_training_state(checkpoint / files.TRAINING, found)
+        with pytest.raises(CheckpointError, match=f"training.pt: .* it lacks {missing}$"):
+            tiny_trainer(tmp_path, steps=2).fit(resume=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [GaussianProcess(cosine_betas(100)), GaussianProcess(linear_betas(100), timestep_map=np.arange(100) / 2)],
+    ids=["schedule", "times"],
+)
+def test_another_noise_schedule_is_not_gone_on_with(tmp_path, other):
+    tiny_trainer(tmp_path, steps=1).fit()
+    with pytest.raises(CheckpointError, match="its run had another noise schedule than this one"):
+        tiny_trainer(tmp_path, steps=2, process=other).fit(resume=True)
+    with pytest.raises(CheckpointError, match="its run had num_timesteps=100, this one has 50"):
+        tiny_trainer(tmp_path, steps=2, process=tiny_process().respace(50)).fit(resume=True)
 
 
 # --- the full disk

@@ -214,6 +214,9 @@ def test_truncated_npz(tmp_path):
 
 def test_open_data(tmp_path):
     assert len(open_data("digits")) == 1797
+    assert len(open_data("digits", split="heldout")) == 256
+    with pytest.raises(ValueError, match="split='train': only the digits have splits"):
+        open_data(tmp_path, split="train")
     write_image(tmp_path / "a.png")
     assert open_data(tmp_path, size=5, channels=1).shape == (1, 5, 5)
     with pytest.raises(FileNotFoundError, match="neither 'digits' nor a folder"):
