@@ -20,6 +20,8 @@ FEW = [
     "test_diffusion_loss.py",
     "test_dynamic_threshold.py",
     "test_guidance_rescale.py",
+    "test_decoder.py",
+    "test_vb_terms.py",
 ]
 ALL = [
     *FEW,

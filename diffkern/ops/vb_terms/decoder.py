@@ -20,7 +20,7 @@ DECODERS = ("tanh", "exact")
 LEAST = math.log(1e-12)
 CUBIC = 0.044715
 SLOPE = 2 * math.sqrt(2 / math.pi)  # ½(1 + tanh(u)) is the logistic function of 2u
-LARGEST_INVERSE = 1e11  # of σ: beyond it nothing changes but what overflows
+LARGEST_INVERSE, LARGEST_Z = 1e11, 1e12  # of σ, and of z: beyond them nothing changes but what overflows
 
 
 class Bin(NamedTuple):
@@ -55,7 +55,7 @@ def decode(difference: Tensor, log_var: Tensor, x0: Tensor, levels: int, decoder
 
 def _tanh(difference: Tensor, log_var: Tensor, ends: tuple[Tensor, Tensor], half: float) -> Bin:
     inverse = torch.exp(-log_var / 2).clamp(max=LARGEST_INVERSE)
-    upper, lower = (difference + half) * inverse, (difference - half) * inverse
+    upper, lower = (((difference + edge) * inverse).clamp(-LARGEST_Z, LARGEST_Z) for edge in (half, -half))
     width = 2 * half * inverse  # z+ − z−, and what follows from it, without taking a difference
     squares = upper * upper + upper * lower + lower * lower
     p, q = (SLOPE * (z + CUBIC * z * z * z) for z in (upper, lower))
