@@ -157,3 +157,22 @@ def test_nan_in_the_variance_stays(backend, decoder):
     assert value.isnan().tolist() == [True, False]
     assert output.grad[0, 3, 0, 0].isnan()
     assert output.grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("off", [0.0, 0.4, 60.0])
+@pytest.mark.parametrize("log_variance", [5.0, 20.0, 40.0, 80.0])
+def test_exact_in_a_bin_that_is_narrow_against_sigma(backend, log_variance, off):
+    """−ln P ≈ c²/2 + ½ ln 2π + ln σ − ln(2h) there, where a difference of two Φ has no digits."""
+    tables = GaussianProcess(torch.full((3,), 0.1).numpy(), prediction="x0", variance="learned").tables("cpu")
+    x0 = torch.full((1, 3, 2, 2), 0.2)
+    output = torch.cat([x0 - off, torch.full_like(x0, log_variance)], dim=1).requires_grad_()
+    value = vb_terms(output, x0, torch.zeros(1, dtype=torch.int64), tables, target="x0", decoder="exact").vb
+    value.sum().backward()
+    sigma = mpmath.exp(mpmath.mpf(log_variance) / 2)
+    off = float((x0 - output.detach()[:, :3]).double().mean())
+    nats = mpmath.mpf(exact_nats(0.2, off, float(sigma), 256, "exact"))
+    torch.testing.assert_close(value.item(), float(nats / mpmath.log(2)), rtol=1e-6, atol=0)
+    c2 = float((off / sigma) ** 2)
+    unit = 1 / (12 * math.log(2))
+    expected = torch.tensor([-off / float(sigma) ** 2 * unit, (1 - c2) / 2 * unit])
+    torch.testing.assert_close(output.grad[0, [0, 3], 0, 0], expected, rtol=1e-4, atol=1e-9)

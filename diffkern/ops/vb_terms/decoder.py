@@ -103,7 +103,18 @@ def _exact(difference: Tensor, log_var: Tensor, ends: tuple[Tensor, Tensor], hal
     of_upper, of_lower = density(upper, last), density(lower, first)
     # z·φ(z) is 0, not ∞·0, where z is infinite.
     by_scale = torch.where(of_upper == 0, 0.0, upper * of_upper) - torch.where(of_lower == 0, 0.0, lower * of_lower)
-    return Bin(-log_probability, inverse * (of_lower - of_upper), by_scale / 2)
+    wide = Bin(-log_probability, inverse * (of_lower - of_upper), by_scale / 2)
+    # In a narrow bin the difference cancels: φ(c)·w·(1 + (c² − 1)·w²/24 + …), the next term being below 1e-15.
+    c, w = difference * inverse, 2 * half * inverse
+    q = (c * c - 1) * w * w / 24
+    rest = w * w / 12 / (1 + q)
+    narrow = Bin(
+        (c * c + math.log(2 * math.pi) + log_var) / 2 - math.log(2 * half) - torch.log1p(q),
+        inverse * c * (1 - rest),
+        (1 - c * c + (2 * c * c - 1) * rest) / 2,
+    )
+    is_narrow = (w * (1 + c.abs()) < 1e-3) & ~first & ~last
+    return Bin(*(torch.where(is_narrow, a, b) for a, b in zip(narrow, wide, strict=True)))
 
 
 def _log_one_minus_exp(u: Tensor) -> Tensor:
