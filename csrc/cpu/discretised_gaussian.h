@@ -22,14 +22,26 @@ struct Decoded {
     f32v value, of_difference, of_log_var;
 };
 
+// e^-z for z >= 0, and 0 where exp_of_minus may leave its smallest number: here it meets factors up to 1e36.
+DIFFKERN_INLINE f32v vanishing_exp(f32v z) {
+    return z > 87.0f ? f32v{} : exp_of_minus(z);
+}
+
+// z in [-limit, limit]; NaN stays.
+DIFFKERN_INLINE f32v bounded(float limit, f32v z) {
+    const f32v below = z > limit ? broadcast(limit) : z;
+    return below < -limit ? broadcast(-limit) : below;
+}
+
 // With the CDF 1/(1 + e^-p), p = 2 sqrt(2/pi) (z + 0.044715 z^3), and a probability of 1e-12 at least, where the
 // derivatives are 0. The probability is s(p) s(-q) (1 - e^-(p-q)) for the logistic function s and p - q had from
-// z+ - z- = 2h/sigma, so that nothing cancels.
+// z+ - z- = 2h/sigma, so that nothing cancels. 1/sigma and z are bounded where all has long reached its limit, so that
+// no product overflows.
 // Not inlined, so that its roundings are the same with and without the derivatives used.
 __attribute__((noinline)) inline Decoded decode_tanh(f32v d, f32v log_var, f32v x0, const GreyLevels& grey) {
     const float slope = 1.59576912f, cubic = 0.044715f, least = -27.6310211f;
     const f32v inverse = at_most(exp_of_minus(0.5f * log_var), 1e11f);
-    const f32v upper = (d + grey.half) * inverse, lower = (d - grey.half) * inverse;
+    const f32v upper = bounded(1e12f, (d + grey.half) * inverse), lower = bounded(1e12f, (d - grey.half) * inverse);
     const f32v width = (2.0f * grey.half) * inverse;
     const f32v squares = upper * upper + upper * lower + lower * lower;
     const f32v p = slope * (upper + cubic * (upper * upper * upper));
@@ -37,18 +49,18 @@ __attribute__((noinline)) inline Decoded decode_tanh(f32v d, f32v log_var, f32v 
     const f32v apart = slope * width * (1.0f + cubic * squares);
     // e^-|p| and e^-|q|, and of them s(-p), s(q) and, up to a factor of 1 or e^p, s(p) and s(-q).
     const f32v zero = {};
-    const f32v e_p = exp_of_minus(p < 0.0f ? -p : p), e_q = exp_of_minus(q < 0.0f ? -q : q);
+    const f32v e_p = vanishing_exp(p < 0.0f ? -p : p), e_q = vanishing_exp(q < 0.0f ? -q : q);
     const f32v r_p = 1.0f / (1.0f + e_p), r_q = 1.0f / (1.0f + e_q);
     const f32v s_minus_p = p > 0.0f ? e_p * r_p : r_p, s_q = q < 0.0f ? e_q * r_q : r_q;
     const f32v ln_p = p < 0.0f ? p : zero, ln_q = q > 0.0f ? -q : zero;
-    const f32v e_apart = exp_of_minus(apart);
+    const f32v e_apart = vanishing_exp(apart);
     const f32v within = one_minus_exp(apart, e_apart);
     const f32v remainder = e_apart / within;  // 1/(e^(p-q) - 1)
     const f32v slope_p = slope * (1.0f + (3.0f * cubic) * (upper * upper));
     const f32v slope_q = slope * (1.0f + (3.0f * cubic) * (lower * lower));
     const f32v of_p = slope_p * s_minus_p, of_q = slope_q * s_q;
 
-    const i32v first = x0<-grey.end, last = x0> grey.end;
+    const i32v first = -grey.end > x0, last = grey.end < x0;
     // 1/((1 + e_p)(1 + e_q)/within) as 1/(1 + odds), which keeps the digits of a value near 0.
     const f32v odds = first ? e_p : last ? e_q : (e_p + e_q + e_p * e_q + e_apart) / within;
     const f32v exponent = first ? ln_p : last ? ln_q : ln_p + ln_q;
@@ -88,7 +100,17 @@ inline double log_normal_cdf(double z) {
 inline void decode_exact(double d, double log_var, double x0, const GreyLevels& grey, double out[3]) {
     const double inverse = __builtin_exp(-0.5 * log_var);
     const double upper = (d + grey.exact_half) * inverse, lower = (d - grey.exact_half) * inverse;
-    const bool first = x0<-grey.end, last = x0> grey.end;
+    const bool first = -grey.end > x0, last = grey.end < x0;
+    const double c = d * inverse, w = 2.0 * grey.exact_half * inverse;
+    if (!first && !last && w * (1.0 + __builtin_fabs(c)) < 1e-3) {
+        // A difference would cancel: phi(c) w (1 + (c^2 - 1) w^2/24 + ...), the next term being below 1e-15.
+        const double square = w * w / 12.0, q = 0.5 * (c * c - 1.0) * square, rest = square / (1.0 + q);
+        const double log_width = __builtin_log(2.0 * grey.exact_half) - 0.5 * log_var;
+        out[0] = 0.5 * c * c + 0.9189385332046727 - log_width - __builtin_log1p(q);
+        out[1] = inverse * c * (1.0 - rest);
+        out[2] = 0.5 * (1.0 - c * c + (2.0 * c * c - 1.0) * rest);
+        return;
+    }
     double log_probability;
     if (first) {
         log_probability = log_normal_cdf(upper);

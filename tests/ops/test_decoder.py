@@ -128,3 +128,51 @@ def _gradient(output: Tensor, x0: Tensor, t: Tensor, tables: ProcessTables, leve
     leaf = output.requires_grad_()
     terms = vb_terms(leaf, x0, t, tables, target="x0", variance="learned", levels=levels, decoder=decoder)
     return torch.autograd.grad(terms.vb.sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("log_variance", [-200.0, -80.0, -20.0, 0.0, 20.0])
+def test_openai_gradients_far_outside_are_those_of_float64(backend, log_variance):
+    """An end bin's infinite side has a gradient of 0, whatever a vanishing exponential is multiplied with."""
+    tables = GaussianProcess(torch.full((3,), 0.1).numpy(), prediction="x0", variance="learned").tables("cpu")
+    x0 = torch.tensor([-1.0, -0.2, 1.0]).repeat(20).reshape(1, 60, 1, 1)
+    off = 10.0 ** torch.linspace(0, 8, 20).repeat_interleave(3).reshape(x0.shape)
+    for sign in (1, -1):
+        output = torch.cat([x0 + sign * off, torch.full_like(x0, log_variance)], dim=1)
+        found, exact = output.clone().requires_grad_(), output.double().requires_grad_()
+        vb_terms(found, x0, torch.zeros(1, dtype=torch.int64), tables, target="x0").vb.sum().backward()
+        difference, variance = (x0 - exact[:, :60], exact[:, 60:])
+        bits = decode(difference.detach(), variance.detach(), x0, 256, "tanh")
+        expected = torch.cat([-bits.of_difference, bits.of_log_var], dim=1) / (60 * math.log(2))
+        torch.testing.assert_close(found.grad.double(), expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("decoder", ["tanh", "exact"])
+def test_nan_in_the_variance_stays(backend, decoder):
+    tables = GaussianProcess(torch.full((3,), 0.1).numpy(), variance="learned").tables("cpu")
+    output, x0 = torch.zeros(2, 6, 4, 4), torch.zeros(2, 3, 4, 4)
+    output[0, 3, 0, 0] = math.nan
+    output.requires_grad_()
+    value = vb_terms(output, x0, torch.zeros(2, dtype=torch.int64), tables, noise=x0, decoder=decoder).vb
+    value.sum().backward()
+    assert value.isnan().tolist() == [True, False]
+    assert output.grad[0, 3, 0, 0].isnan()
+    assert output.grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("off", [0.0, 0.4, 60.0])
+@pytest.mark.parametrize("log_variance", [5.0, 20.0, 40.0, 80.0])
+def test_exact_in_a_bin_that_is_narrow_against_sigma(backend, log_variance, off):
+    """−ln P ≈ c²/2 + ½ ln 2π + ln σ − ln(2h) there, where a difference of two Φ has no digits."""
+    tables = GaussianProcess(torch.full((3,), 0.1).numpy(), prediction="x0", variance="learned").tables("cpu")
+    x0 = torch.full((1, 3, 2, 2), 0.2)
+    output = torch.cat([x0 - off, torch.full_like(x0, log_variance)], dim=1).requires_grad_()
+    value = vb_terms(output, x0, torch.zeros(1, dtype=torch.int64), tables, target="x0", decoder="exact").vb
+    value.sum().backward()
+    sigma = mpmath.exp(mpmath.mpf(log_variance) / 2)
+    off = float((x0 - output.detach()[:, :3]).double().mean())
+    nats = mpmath.mpf(exact_nats(0.2, off, float(sigma), 256, "exact"))
+    torch.testing.assert_close(value.item(), float(nats / mpmath.log(2)), rtol=1e-6, atol=0)
+    c2 = float((off / sigma) ** 2)
+    unit = 1 / (12 * math.log(2))
+    expected = torch.tensor([-off / float(sigma) ** 2 * unit, (1 - c2) / 2 * unit])
+    torch.testing.assert_close(output.grad[0, [0, 3], 0, 0], expected, rtol=1e-4, atol=1e-9)

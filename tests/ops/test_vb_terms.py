@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from diffkern.ops import diffusion_loss, diffusion_loss_and_grad, vb_terms
 from diffkern.ops.vb_terms.coefficients import TARGETS
-from diffkern.process import GaussianProcess, cosine_betas, linear_betas
+from diffkern.process import FlowProcess, GaussianProcess, cosine_betas, linear_betas
 from tests.ops.cases import in_layout, randn, same_bits
 
 PROCESS = GaussianProcess(linear_betas(1000))
@@ -217,3 +218,28 @@ def test_nan_stays_nan_through_the_decoder(backend, channel, decoder):
     assert vb.isnan().tolist() == [False, True, False]
     assert bool(gradient[1, [0, 2], 5].isnan().all())
     assert bool(gradient[[0, 2]].isfinite().all())
+
+
+def test_a_term_may_be_written_into(backend):
+    x0, noise, t = grey(2, 2, 4), randn(2, 2, 4, seed=2), torch.tensor([0, 7])
+    output = (noise + 1).requires_grad_()
+    terms = vb_terms(output, x0, t, TABLES, noise=noise)
+    before = terms.mse.detach().clone()
+    terms.vb.mul_(2).sum().backward()
+    plain = (noise + 1).requires_grad_()
+    vb_terms(plain, x0, t, TABLES, noise=noise).vb.sum().backward()
+    torch.testing.assert_close(output.grad, 2 * plain.grad)
+    assert torch.equal(terms.mse, before)
+
+
+@pytest.mark.parametrize("loss", ["kl", "hybrid"])
+def test_a_process_without_a_posterior_is_said_to_be_one(loss):
+    x0, t = grey(2, 2, 4), torch.tensor([0, 7])
+    with pytest.raises(ValueError, match="posterior is a GaussianProcess's"):
+        diffusion_loss(x0, x0, t, FlowProcess().tables(), loss=loss, seed=1)
+
+
+def test_levels_may_be_counted_by_numpy():
+    x0, t = grey(2, 2, 4, levels=17), torch.tensor([0, 7])
+    found = [diffusion_loss(x0, x0, t, TABLES, loss="kl", seed=1, levels=levels) for levels in (17, np.int64(17))]
+    assert torch.equal(*found)

@@ -136,15 +136,18 @@ def _of_bound(
 ) -> Terms:
     """These columns of `vb_terms`, with a gradient by the output if one is wanted."""
     if not (torch.is_grad_enabled() and output.requires_grad):
-        terms = OP(*arguments(output)).unbind(1)
-        return tuple(terms[column] for column in columns)
+        return _columns(OP(*arguments(output)), columns)
 
     def evaluate(output: Tensor) -> tuple[Terms, Tensor]:
         terms, gradient = AND_GRAD(*arguments(output), _scale(diffusion, columns, output.device))
-        terms = terms.unbind(1)
-        return tuple(terms[column] for column in columns), gradient
+        return _columns(terms, columns), gradient
 
     return _WithGradient.apply(output, evaluate, again)
+
+
+def _columns(terms: Tensor, columns: tuple[int, ...]) -> Terms:
+    """These columns of `terms` (N, 3), each in memory of its own: its user may write into it."""
+    return tuple(terms[:, column].clone() for column in columns)
 
 
 def _arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -96,7 +97,8 @@ class Tables:
         if key not in self._made:
             # What is made here is no business of torch.compile, which cannot trace it.
             compiler = sys.modules.get("torch._dynamo")
-            self._made[key] = make() if compiler is None else compiler.disable(lambda: make())()
+            made = functools.partial(_outside_inference_mode, make)
+            self._made[key] = made() if compiler is None else compiler.disable(made)()
         return self._made[key]
 
     def _checked(self, t: Tensor, x: Tensor) -> Tensor:
@@ -116,6 +118,12 @@ class Tables:
     def _tensor(self, name: str, device: torch.device) -> Tensor:
         """The table called `name` as a float64 tensor (T,) on `device`."""
         return self._once((name, device), lambda: torch.tensor(_table(self, name), device=device))
+
+
+def _outside_inference_mode(make: Callable[[], Any]) -> Any:
+    """What `make` returns: tensors that autograd may save in a later call."""
+    with torch.inference_mode(False):
+        return make()
 
 
 def _extract_into_tensor(arr: np.ndarray, timesteps: Tensor, broadcast_shape: Sequence[int]) -> Tensor:

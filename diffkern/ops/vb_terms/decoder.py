@@ -20,7 +20,7 @@ DECODERS = ("tanh", "exact")
 LEAST = math.log(1e-12)
 CUBIC = 0.044715
 SLOPE = 2 * math.sqrt(2 / math.pi)  # ½(1 + tanh(u)) is the logistic function of 2u
-LARGEST_INVERSE = 1e11  # of σ: beyond it nothing changes but what overflows
+LARGEST_INVERSE, LARGEST_Z = 1e11, 1e12  # of σ, and of z: beyond them nothing changes but what overflows
 
 
 class Bin(NamedTuple):
@@ -55,7 +55,7 @@ def decode(difference: Tensor, log_var: Tensor, x0: Tensor, levels: int, decoder
 
 def _tanh(difference: Tensor, log_var: Tensor, ends: tuple[Tensor, Tensor], half: float) -> Bin:
     inverse = torch.exp(-log_var / 2).clamp(max=LARGEST_INVERSE)
-    upper, lower = (difference + half) * inverse, (difference - half) * inverse
+    upper, lower = (((difference + edge) * inverse).clamp(-LARGEST_Z, LARGEST_Z) for edge in (half, -half))
     width = 2 * half * inverse  # z+ − z−, and what follows from it, without taking a difference
     squares = upper * upper + upper * lower + lower * lower
     p, q = (SLOPE * (z + CUBIC * z * z * z) for z in (upper, lower))
@@ -103,7 +103,18 @@ def _exact(difference: Tensor, log_var: Tensor, ends: tuple[Tensor, Tensor], hal
     of_upper, of_lower = density(upper, last), density(lower, first)
     # z·φ(z) is 0, not ∞·0, where z is infinite.
     by_scale = torch.where(of_upper == 0, 0.0, upper * of_upper) - torch.where(of_lower == 0, 0.0, lower * of_lower)
-    return Bin(-log_probability, inverse * (of_lower - of_upper), by_scale / 2)
+    wide = Bin(-log_probability, inverse * (of_lower - of_upper), by_scale / 2)
+    # In a narrow bin the difference cancels: φ(c)·w·(1 + (c² − 1)·w²/24 + …), the next term being below 1e-15.
+    c, w = difference * inverse, 2 * half * inverse
+    q = (c * c - 1) * w * w / 24
+    rest = w * w / 12 / (1 + q)
+    narrow = Bin(
+        (c * c + math.log(2 * math.pi) + log_var) / 2 - math.log(2 * half) - torch.log1p(q),
+        inverse * c * (1 - rest),
+        (1 - c * c + (2 * c * c - 1) * rest) / 2,
+    )
+    is_narrow = (w * (1 + c.abs()) < 1e-3) & ~first & ~last
+    return Bin(*(torch.where(is_narrow, a, b) for a, b in zip(narrow, wide, strict=True)))
 
 
 def _log_one_minus_exp(u: Tensor) -> Tensor:

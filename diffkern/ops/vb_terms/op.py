@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffkern.ops._checks import check_floating, check_index, check_like, check_table
 from diffkern.ops._layout import empty_like_layout
-from diffkern.ops._noise import Noise, resolve_noise
+from diffkern.ops._noise import Noise, python_int, resolve_noise
 from diffkern.ops._registry import Op
 from diffkern.ops.vb_terms.backward import vb_terms_backward
 from diffkern.ops.vb_terms.coefficients import TARGETS, VARIANCES, coefficients
@@ -103,8 +103,9 @@ def vb_terms(
         stream=stream,
         generator=generator,
     )
-    mse, vb, x0_mse = OP(*arguments).unbind(1)
-    return VbTerms(vb, mse, x0_mse)
+    terms = OP(*arguments)
+    # Not unbind's views, which autograd lets nobody write into.
+    return VbTerms(vb=terms[:, 1], mse=terms[:, 0], x0_mse=terms[:, 2])
 
 
 def bound_arguments(
@@ -139,7 +140,8 @@ def bound_arguments(
     check_posterior(tables, model_output)
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(map(repr, TARGETS))}, got {target!r}")
-    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 2:
+    grey_levels = python_int(levels)
+    if grey_levels is None or grey_levels < 2:
         raise ValueError(f"levels must be an int of at least 2, got {levels!r}")
     if decoder not in DECODERS:
         raise ValueError(f"decoder must be one of {', '.join(map(repr, DECODERS))}, got {decoder!r}")
@@ -163,7 +165,7 @@ def bound_arguments(
         target != "eps" or y == "x_t",
         learned,
         stops_mean,
-        levels,
+        grey_levels,
         decoder,
         None if clip is None else [float(limit) for limit in clip],
     )
@@ -175,6 +177,7 @@ def resolved_variance(tables: ProcessTables, variance: str | None) -> str:
     if kind not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(map(repr, VARIANCES))} or None, got {kind!r}")
     if kind == "fixed" and getattr(tables, "log_variance", None) is None:
+        table_of_posterior(tables, "posterior_log_variance_clipped")
         raise ValueError("variance must be given: the tables have no log_variance of a fixed one")
     return kind
 
@@ -192,15 +195,23 @@ def check_data(model_output: Tensor, x0: Tensor, learned: bool) -> None:
 def check_posterior(tables: ProcessTables, model_output: Tensor) -> None:
     """TypeError or ValueError unless the tables are of a process that has a posterior, all equally long."""
     optional = () if getattr(tables, "log_variance", None) is None else ("log_variance",)
+    lengths = set()
     for name in ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", *_OF_THE_POSTERIOR, *optional):
-        table = getattr(tables, name, None)
-        if table is None:
-            raise ValueError(
-                f"tables must have {name}: the posterior is a GaussianProcess's (GaussianProcess.tables(device))"
-            )
+        table = table_of_posterior(tables, name)
         check_table(f"tables.{name}", table, "model_output", model_output)
-        if len(table) != len(tables.sqrt_alphas_cumprod):
-            raise ValueError(f"tables must be equally long, got {len(tables.sqrt_alphas_cumprod)} and {len(table)}")
+        lengths.add(table.shape[0])  # len() of a tensor is a Python function
+    if len(lengths) > 1:
+        raise ValueError(f"tables must be equally long, got {' and '.join(map(str, sorted(lengths)))}")
+
+
+def table_of_posterior(tables: ProcessTables, name: str) -> Tensor:
+    """The table called `name`; ValueError where there is none."""
+    table = getattr(tables, name, None)
+    if table is None:
+        raise ValueError(
+            f"tables must have {name}: the posterior is a GaussianProcess's (GaussianProcess.tables(device))"
+        )
+    return table
 
 
 def compute_dtype(model_output: Tensor) -> torch.dtype:

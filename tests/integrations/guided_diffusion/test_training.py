@@ -204,3 +204,31 @@ def test_the_bound_is_the_entropy_of_data_whose_reverse_process_the_network_know
     found, _ = seeded(d.calc_bpd_loop, exact, x0, clip_denoised=False)
     entropy = np.log2(std * np.sqrt(2 * np.pi * np.e) * 255 / 2)
     assert abs(found["total_bpd"].mean() - entropy) < 0.01
+
+
+def test_a_first_call_in_inference_mode_leaves_nothing_that_autograd_cannot_save():
+    x0, t = images()
+    d = diffusion()
+    with torch.inference_mode():
+        d.training_losses(model, x0, t)
+        d.calc_bpd_loop(model, x0)
+    x0.requires_grad_()
+    d.training_losses(model, x0, t)["loss"].sum().backward()
+    assert x0.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", list(LossType))
+def test_terms_may_be_written_into(loss):
+    """As those of the replaced code: no term is a view of another's memory."""
+    x0, t = images()
+    d = diffusion(loss=loss)
+    network = torch.nn.Conv2d(3, 6, 1)
+    gradients = []
+    for factor in (1, 2):
+        network.zero_grad()
+        terms = d.training_losses(lambda x, t: network(x), x0, t, noise=torch.ones_like(x0))
+        for value in terms.values():
+            value.mul_(factor)
+        terms["loss"].sum().backward()
+        gradients.append(network.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], 2 * gradients[0])
