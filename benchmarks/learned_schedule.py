@@ -2,7 +2,8 @@
 
 `python -m benchmarks.learned_schedule --steps 5000 --out out/learned_schedule` trains the digits U-Net once for each
 run, with the same seed, images, batches and number of steps, evaluates the bound on the held-out digits with the same
-noise, and writes learned_schedule.json and learned_schedule.png.
+noise, and writes learned_schedule.json and learned_schedule.png. The linear run's network is evaluated with every fixed Σ.
+Runs that --runs leaves out keep what an earlier report in the same folder says of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import machine
-from diffkern.evaluation import NllResult, evaluate_nll
+from diffkern.evaluation import NllResult, estimate_eps_mean_square, evaluate_nll
 from diffkern.models import UNet, UNetConfig
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.training import Digits, LearnedSchedule, TrainConfig, Trainer
@@ -36,10 +37,16 @@ class Run:
     what: str
     process: Callable[[], GaussianProcess | LearnedSchedule]
     settings: dict[str, Any]
+    variances: tuple[str, ...] = ()  # others that the same network is evaluated with
 
 
 RUNS = {
-    "linear": Run("linear schedule, fixed Σ, simple loss", lambda: GaussianProcess(linear_betas(TIMESTEPS)), {}),
+    "linear": Run(
+        "linear schedule, fixed Σ, simple loss",
+        lambda: GaussianProcess(linear_betas(TIMESTEPS)),
+        {},
+        ("fixed_large", "analytic"),
+    ),
     "linear_bound": Run(
         "linear schedule, fixed Σ, the bound as the loss",
         lambda: GaussianProcess(linear_betas(TIMESTEPS)),
@@ -68,18 +75,43 @@ def train_and_evaluate(run: Run, steps: int, images: int | None) -> dict[str, An
     begin = time.perf_counter()
     result = Trainer(model, process, Digits("train"), replace(TRAIN, steps=steps, **run.settings)).fit()
     trained = time.perf_counter()
-    heldout = Digits("heldout")
-    data = [heldout[index] for index in range(len(heldout) if images is None else images)]
-    found = evaluate_nll(result.ema, result.process, data, levels=LEVELS, batch_size=512, progress=True)
-    row = summary(found, result.process)
-    print(f"{run.what}: {row['bits_per_dim']:.3f} bits/dim ± {row['standard_error']:.3f} (standard error)")
+    row = evaluate(result.ema, result.process, images, run.what)
+    others = {
+        variance: evaluate(result.ema, with_variance(result.ema, result.process, variance, images), images, variance)
+        for variance in run.variances
+    }
     return {
         "what": run.what,
         **row,
+        "variances": others,
         "train_seconds": trained - begin,
         "evaluate_seconds": time.perf_counter() - trained,
         "losses": result.losses,
     }
+
+
+def evaluate(model: torch.nn.Module, process: GaussianProcess, images: int | None, what: str) -> dict[str, Any]:
+    """The bound of the held-out digits and its parts."""
+    data = first(Digits("heldout"), images)
+    found = evaluate_nll(model, process, data, levels=LEVELS, batch_size=512, progress=True)
+    row = summary(found, process)
+    print(f"{what}: {row['bits_per_dim']:.3f} bits/dim ± {row['standard_error']:.3f} (standard error)")
+    return row
+
+
+def with_variance(
+    model: torch.nn.Module, process: GaussianProcess, variance: str, images: int | None
+) -> GaussianProcess:
+    """The process with another fixed Σ; the analytic one is estimated on as many training digits."""
+    mean_squares = None
+    if variance == "analytic":
+        data = first(Digits("train"), 256 if images is None else images)
+        mean_squares = estimate_eps_mean_square(model, process, data, batch_size=512, progress=True)
+    return GaussianProcess(process.betas, process.prediction, variance, process.timestep_map, mean_squares)
+
+
+def first(digits: Digits, images: int | None) -> list[Any]:
+    return [digits[index] for index in range(len(digits) if images is None else images)]
 
 
 def summary(found: NllResult, process: GaussianProcess) -> dict[str, Any]:
@@ -142,7 +174,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = {name: train_and_evaluate(RUNS[name], arguments.steps, arguments.images) for name in arguments.runs}
+    path = arguments.out / "learned_schedule.json"
+    rows = earlier(path, arguments.steps)
+    rows |= {name: train_and_evaluate(RUNS[name], arguments.steps, arguments.images) for name in arguments.runs}
+    rows = {name: rows[name] for name in RUNS if name in rows}
     report = {
         "machine": machine("cpu", f"python -m benchmarks.learned_schedule --steps {arguments.steps}"),
         "levels": LEVELS,
@@ -150,9 +185,17 @@ def main() -> None:
         "steps": arguments.steps,
         "runs": rows,
     }
-    (arguments.out / "learned_schedule.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(arguments.out / "learned_schedule.png", rows)
-    print(arguments.out / "learned_schedule.json")
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    draw(path.with_suffix(".png"), rows)
+    print(path)
+
+
+def earlier(path: Path, steps: int) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier report of as many training steps, if there is one."""
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text())
+    return report["runs"] if report["steps"] == steps else {}
 
 
 if __name__ == "__main__":
