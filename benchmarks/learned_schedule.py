@@ -2,8 +2,8 @@
 
 `python -m benchmarks.learned_schedule --steps 5000 --out out/learned_schedule` trains the digits U-Net once for each
 run, with the same seed, images, batches and number of steps, evaluates the bound on the held-out digits with the same
-noise, and writes learned_schedule.json and learned_schedule.png. The linear run's network is evaluated with every fixed Σ.
-Runs that --runs leaves out keep what an earlier report in the same folder says of them.
+noise, and writes learned_schedule.json and learned_schedule.png. The linear run's network is evaluated with every
+fixed Σ. Runs that --runs leaves out keep what an earlier report in the same folder says of them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def train_and_evaluate(run: Run, steps: int, images: int | None) -> dict[str, An
         "variances": others,
         "train_seconds": trained - begin,
         "evaluate_seconds": time.perf_counter() - trained,
-        "losses": result.losses,
+        "last_losses": float(np.mean(result.losses[-200:])),
     }
 
 
@@ -122,9 +122,14 @@ def summary(found: NllResult, process: GaussianProcess) -> dict[str, Any]:
         "prior": float(found.prior.mean()),
         "kl": float(curve[1:].sum()),
         "decoder": float(curve[0]),
-        "terms": curve.tolist(),
-        "gamma": (process.log_one_minus_alphas_cumprod - np.log(process.alphas_cumprod)).tolist(),
+        "terms": rounded(curve),
+        "gamma": rounded(process.log_one_minus_alphas_cumprod - np.log(process.alphas_cumprod)),
     }
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """As many digits as a plot shows."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def draw(path: Path, rows: dict[str, dict[str, Any]]) -> None:
