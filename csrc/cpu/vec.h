@@ -209,8 +209,9 @@ DIFFKERN_INLINE f32v exp_clamped(f32v x) {
     return as_float(as_bits(p) + (as_bits(t) << 23));
 }
 
-// exp(-z) for SiLU: 0 and inf where it leaves float32, NaN stays; off by 3 float32 epsilons at most near 0, and by 3
-// more at z = -30, where rounding z itself costs 15. One constant for log2(e), exact in the fused operation.
+// exp(-z), for SiLU: inf above float32; off by 3 float32 epsilons at most near 0, and by 3 more at z = -30, where
+// rounding z itself costs 15. With AVX-512 it falls to 0 and NaN stays; elsewhere it ends at 1.6e-38, and a NaN gives
+// some number. One constant for log2(e), exact in the fused operation.
 #ifdef __AVX512F__
 DIFFKERN_INLINE f32v exp_of_minus(f32v z) {
     const f32v minus_log2e = broadcast(-1.44269504f);
