@@ -21,6 +21,7 @@ from diffkern.process import GaussianProcess, linear_betas
 from diffkern.solvers import build
 from diffkern.training import TrainConfig
 from diffkern.training.data.loader import CheckedImages
+from diffkern.training.objective import make_objective
 from diffkern.training.run import TrainingRun
 
 # Ho et al.'s CIFAR-10 network has 128 channels; a CPU takes seconds for what a GPU needs to be busy.
@@ -127,8 +128,9 @@ def test_training_step(compare, device, network):
 def training_steps(stack, network, process, config):
     """diffkern's and eager's step, each on a copy of the network and a data loader of its own."""
     images = CheckedImages(Noise(8 * config.batch_size), None)
+    objective = make_objective(config, process, levels=256, takes_self_cond=False)
     try:
-        runs = [TrainingRun(copy.deepcopy(network), process, images, config, null=None) for _ in range(2)]
+        runs = [TrainingRun(copy.deepcopy(network), process, objective, images, config, null=None) for _ in range(2)]
     except ImportError as error:
         return 2 * [unavailable(f"accelerate does not import: {first_line(error)}")]
     batches, plain_batches = [stack.enter_context(run.prepared()) for run in runs]

@@ -17,6 +17,7 @@ from diffkern.process import GaussianProcess
 from diffkern.solvers import StepProgram, build
 from diffkern.training import Digits, TrainConfig
 from diffkern.training.data.loader import CheckedImages
+from diffkern.training.objective import make_objective
 from diffkern.training.run import TrainingRun
 
 
@@ -37,8 +38,11 @@ class Comparison:
 def compare_training(model: UNet, process: GaussianProcess, data: Digits, config: TrainConfig) -> Comparison:
     """A training step of copies of `model`; both read the same kind of batches and change their own weights."""
     config = replace(config, progress=False)
-    run = TrainingRun(copy.deepcopy(model), process, CheckedImages(data, 10), config, null=10)
-    plain_run = TrainingRun(copy.deepcopy(model), process, CheckedImages(data, 10), config, null=10)
+    objective = make_objective(config, process, levels=data.levels, takes_self_cond=False)
+    run, plain_run = (
+        TrainingRun(copy.deepcopy(model), process, objective, CheckedImages(data, 10), config, null=10)
+        for _ in range(2)
+    )
     with run.prepared() as batches, plain_run.prepared() as plain_batches:
         plain = eager.TrainingStep(
             eager.network(model).train(),
