@@ -59,6 +59,16 @@ def operand(x: Tensor) -> OperandTuple:
     return address, DTYPE_CODES[x.dtype], x.stride(0)
 
 
+def optional_operand(x: Tensor | None) -> OperandTuple | None:
+    """`operand`, and None for an operand that a call does without."""
+    return None if x is None else operand(x)
+
+
+def float32_dense(x: Tensor | None, channels_last: bool) -> Tensor | None:
+    """`sample_dense` for arithmetic in float32, which takes 16 bits as they are and has float64 cast; None stays."""
+    return None if x is None else sample_dense(x, channels_last, torch.float32 if x.dtype == torch.float64 else None)
+
+
 def counter_source(seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> tuple[int, int, bool, int, bool, int]:
     """The bindings' `source`; the tensors are contiguous and must outlive the call."""
     return seed.data_ptr(), draw.data_ptr(), draw.dim() > 0, samples.data_ptr(), samples.dim() > 0, stream

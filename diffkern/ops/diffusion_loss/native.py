@@ -9,11 +9,12 @@ from torch import Tensor
 
 from diffkern.backends import native_module
 from diffkern.ops._native import (
-    OperandTuple,
     counter_source,
     cpu_only,
+    float32_dense,
     num_threads,
     operand,
+    optional_operand,
     output_like,
     sample_dense,
     sample_shape,
@@ -55,7 +56,7 @@ def _run(
     weight = None if weight is None else weight.double().contiguous()
     scale = None if scale is None else scale.contiguous()
     model_output = sample_dense(model_output, channels_last)
-    x0, noise = _data(x0, channels_last), _data(noise, channels_last)
+    x0, noise = float32_dense(x0, channels_last), float32_dense(noise, channels_last)
     source = None
     if seed is not None:
         assert draw is not None and samples is not None
@@ -67,8 +68,8 @@ def _run(
         shape=shape,
         target=TARGETS.index(target),
         model_output=operand(model_output),
-        x0=_operand(x0),
-        noise=_operand(noise),
+        x0=optional_operand(x0),
+        noise=optional_operand(noise),
         source=source,
         t=t.data_ptr(),
         sqrt_alphas_cumprod=signal.data_ptr(),
@@ -82,14 +83,6 @@ def _run(
         num_threads=num_threads(model_output.numel()),
     )
     return loss
-
-
-def _data(x: Tensor | None, channels_last: bool) -> Tensor | None:
-    return None if x is None else sample_dense(x, channels_last, torch.float32 if x.dtype == torch.float64 else None)
-
-
-def _operand(x: Tensor | None) -> OperandTuple | None:
-    return None if x is None else operand(x)
 
 
 def diffusion_loss_unsupported(model_output: Tensor, *rest: object) -> str | None:

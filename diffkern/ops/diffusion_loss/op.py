@@ -127,7 +127,8 @@ def diffusion_loss_and_grad(
             value, gradient = AND_GRAD(*call.squared_arguments(), factor)
             return value, call.with_variance_channels(gradient)
         of_mse, of_vb = call.factors()
-        per_term = factor * torch.tensor([of_mse, of_vb, 0.0], dtype=torch.float64, device=model_output.device)
+        # On the device, from a scalar there: a list would be copied to it, which no CUDA graph can capture.
+        per_term = torch.stack([of_mse * factor, of_vb * factor, torch.zeros_like(factor)])
         if weight is not None:
             per_term = weight.double().unsqueeze(1) * per_term
         terms, gradient = VB_TERMS_AND_GRAD(*call.bound_arguments(), per_term)

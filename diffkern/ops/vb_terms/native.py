@@ -10,13 +10,12 @@ from torch import Tensor
 from diffkern.backends import native_module
 from diffkern.ops._layout import is_channels_last
 from diffkern.ops._native import (
-    OperandTuple,
     counter_source,
     cpu_only,
+    float32_dense,
     num_threads,
-    operand,
+    optional_operand,
     output_like,
-    sample_dense,
     sample_shape,
 )
 
@@ -56,7 +55,7 @@ def _run(
     channels = model_output.shape[1] // 2 if learned else None
     mean, variance = _halves(model_output, channels)
     shape = (*sample_shape(mean)[:3], channels_last)
-    read = [None if value is None else _dense(value, channels_last) for value in (mean, variance, x0, noise)]
+    read = [float32_dense(value, channels_last) for value in (mean, variance, x0, noise)]
     written = [None] * 2 if grad is None else [_buffer(part, channels_last) for part in _halves(grad, channels)]
     t, coefficients = t.contiguous(), coefficients.contiguous()
     scale = None if scale is None else scale.contiguous()
@@ -67,7 +66,7 @@ def _run(
         source = counter_source(seed, draw, samples, stream)
     terms = model_output.new_empty((shape[0], 3), dtype=torch.float32)
     partial_sums = model_output.new_empty(3 * shape[0] * module.sample_parts, dtype=torch.float64)
-    operands = [_operand(value) for value in read]
+    operands = [optional_operand(value) for value in read]
     module.vb_terms(
         shape=shape,
         mean=operands[0],
@@ -88,8 +87,8 @@ def _run(
         scale=None if scale is None else (scale.data_ptr(), scale.dim() > 1),
         partial_sums=partial_sums.data_ptr(),
         terms=terms.data_ptr(),
-        grad_mean=_operand(written[0]),
-        grad_variance=_operand(written[1]),
+        grad_mean=optional_operand(written[0]),
+        grad_variance=optional_operand(written[1]),
         num_threads=num_threads(model_output.numel()),
     )
     if grad is not None and channels_last:
@@ -104,25 +103,15 @@ def _halves(x: Tensor, channels: int | None) -> tuple[Tensor, Tensor | None]:
     return (x, None) if channels is None else (x[:, :channels], x[:, channels:])
 
 
-def _dense(x: Tensor, channels_last: bool) -> Tensor:
-    return sample_dense(x, channels_last, torch.float32 if x.dtype == torch.float64 else None)
-
-
 def _buffer(part: Tensor | None, channels_last: bool) -> Tensor | None:
     """Where the kernel writes a part of the gradient: the part itself, or for half the channels of channels last,
     which do not lie together, memory of its own."""
     if part is None:
         return None
     dense = part.movedim(1, -1) if channels_last else part
-    return (
-        dense
-        if not channels_last or dense.is_contiguous()
-        else torch.empty_like(dense, memory_format=torch.contiguous_format)
-    )
-
-
-def _operand(x: Tensor | None) -> OperandTuple | None:
-    return None if x is None else operand(x)
+    if not channels_last or dense.is_contiguous():
+        return dense
+    return torch.empty_like(dense, memory_format=torch.contiguous_format)
 
 
 def vb_terms_unsupported(model_output: Tensor, *rest: object) -> str | None:
