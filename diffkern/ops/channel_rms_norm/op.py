@@ -58,9 +58,7 @@ def channel_rms_norm(
 def _fake(
     x: Tensor, weight: Tensor | None, eps: float, scale: Tensor | None, shift: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    return empty_like_layout(x), torch.empty(
-        (x.shape[0], 1, *x.shape[2:]), dtype=statistics_dtype(x), device=x.device
-    )
+    return empty_like_layout(x), torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=statistics_dtype(x), device=x.device)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -79,6 +77,7 @@ OP = Op(
     "channel_rms_norm(Tensor x, Tensor? weight, float eps, Tensor? scale, Tensor? shift, bool silu) -> "
     "(Tensor, Tensor)",
     package=__package__,
+    preference=("reference",),
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
