@@ -11,7 +11,7 @@ namespace {
 
 struct ForwardMemory {
     SampleParameters parameters;
-    Scratch<float> block;       // (C, pixels of a block) of planes
+    Scratch<float> block;        // (C, pixels of a block) of planes
     Scratch<float> reciprocals;  // of a block's pixels; their sums of squares to begin with
 
     explicit ForwardMemory(const Cut& cut)
@@ -67,8 +67,8 @@ void planes(const ChannelRmsNormArgs& args, ForwardMemory& memory, const T* x, T
     for (; c + 4 <= channels; c += 4) add_squares<4>(x + c * plane, plane, width, kept + c * stride, stride, r);
     for (; c < channels; ++c) add_squares<1>(x + c * plane, plane, width, kept + c * stride, stride, r);
     for_lanes(0, width, [&](int64_t i, int n) DIFFKERN_LAMBDA {
-        const f32v of_pixels = norms(load(r + i), n, args.eps,
-                                     [&](int lane) { return exact_squares(kept + i + lane, channels, stride); });
+        const f32v of_pixels =
+            norms(load(r + i), n, args.eps, [&](int lane) { return exact_squares(kept + i + lane, channels, stride); });
         store_n(norm + i, of_pixels, n);
         store(r + i, reciprocal(of_pixels, args.eps));
     });
@@ -106,9 +106,8 @@ void rows(const ChannelRmsNormArgs& args, ForwardMemory& memory, const T* x, T* 
     float* r = memory.reciprocals;
     for (int64_t p = 0; p < count; ++p) r[p] = row_squares(x + p * channels, channels);
     for_lanes(0, count, [&](int64_t i, int n) DIFFKERN_LAMBDA {
-        const f32v of_pixels = norms(load_n(r + i, n), n, args.eps, [&](int lane) {
-            return exact_squares(x + (i + lane) * channels, channels, 1);
-        });
+        const f32v of_pixels = norms(load_n(r + i, n), n, args.eps,
+                                     [&](int lane) { return exact_squares(x + (i + lane) * channels, channels, 1); });
         store_n(norm + i, of_pixels, n);
         store(r + i, reciprocal(of_pixels, args.eps));
     });
@@ -124,21 +123,21 @@ void rows(const ChannelRmsNormArgs& args, ForwardMemory& memory, const T* x, T* 
 template <class T, bool kSilu>
 void forward(const ChannelRmsNormArgs& args) {
     const Cut cut(args);
-    for_each_unit<ForwardMemory>(
-        args, cut, [&](ForwardMemory& memory, int64_t sample, int64_t, int64_t first, int64_t end) {
-            const int64_t base = sample * cut.channels * cut.pixels;
-            for (int64_t p = first; p < end; p += cut.block) {
-                const int64_t width = cut.block < end - p ? cut.block : end - p;
-                const int64_t offset = base + (cut.rows ? p * cut.channels : p);
-                const T* x = reinterpret_cast<const T*>(args.x) + offset;
-                T* y = reinterpret_cast<T*>(args.y) + offset;
-                float* norm = args.norm + sample * cut.pixels + p;
-                if (cut.rows)
-                    rows<T, kSilu>(args, memory, x, y, norm, width);
-                else
-                    planes<T, kSilu>(args, memory, x, y, norm, width);
-            }
-        });
+    for_each_unit<ForwardMemory>(args, cut,
+                                 [&](ForwardMemory& memory, int64_t sample, int64_t, int64_t first, int64_t end) {
+                                     const int64_t base = sample * cut.channels * cut.pixels;
+                                     for (int64_t p = first; p < end; p += cut.block) {
+                                         const int64_t width = cut.block < end - p ? cut.block : end - p;
+                                         const int64_t offset = base + (cut.rows ? p * cut.channels : p);
+                                         const T* x = reinterpret_cast<const T*>(args.x) + offset;
+                                         T* y = reinterpret_cast<T*>(args.y) + offset;
+                                         float* norm = args.norm + sample * cut.pixels + p;
+                                         if (cut.rows)
+                                             rows<T, kSilu>(args, memory, x, y, norm, width);
+                                         else
+                                             planes<T, kSilu>(args, memory, x, y, norm, width);
+                                     }
+                                 });
 }
 
 template <class T>

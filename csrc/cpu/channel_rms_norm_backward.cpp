@@ -3,8 +3,8 @@
 //
 //     dx = (du - u sum(du u)) / norm      the sum over the channels of the pixel; absent where norm < eps
 //
-// and the parameters' gradients come from the sums over the pixels of dz and of dz u. Reads x and dy from memory once and
-// writes dx: 12 bytes an element in float32. A unit's sums stand in a place of their own and are joined in order.
+// and the parameters' gradients come from the sums over the pixels of dz and of dz u. Reads x and dy from memory once
+// and writes dx: 12 bytes an element in float32. A unit's sums stand in a place of their own and are joined in order.
 #include "cpu/channel_rms_norm.h"
 #include "cpu/channel_rms_norm_math.h"
 
@@ -14,7 +14,7 @@ namespace {
 
 struct BackwardMemory {
     SampleParameters parameters;
-    Scratch<float> u, du;                // a block: (C, pixels) of planes; of rows du alone, (pixels, C)
+    Scratch<float> u, du;               // a block: (C, pixels) of planes; of rows du alone, (pixels, C)
     Scratch<float> reciprocals, along;  // of a block's pixels: 1 / max(norm, eps), and sum(du u) times it
     Scratch<f32v> products;             // of a block's pixels: sum(du u) of rows before its lanes are added
 
@@ -35,7 +35,8 @@ struct Sums {
 
 // Leaves 1 / max(norm, eps) of a block's pixels; 0 where there is no pixel any more.
 inline void load_reciprocals(const float* norm, int64_t count, float eps, float* out) {
-    for_lanes(0, count, [&](int64_t i, int n) DIFFKERN_LAMBDA { store(out + i, reciprocal(load_n(norm + i, n), eps)); });
+    for_lanes(0, count,
+              [&](int64_t i, int n) DIFFKERN_LAMBDA { store(out + i, reciprocal(load_n(norm + i, n), eps)); });
     for (int64_t i = count; i < whole_vectors(count); ++i) out[i] = 0.0f;
 }
 
@@ -87,8 +88,7 @@ void planes(const ChannelRmsNormArgs& args, BackwardMemory& memory, const T* x, 
     int64_t c = 0;
     for (; c + 4 <= channels; c += 4)
         plane_gradients<4, kSilu>(memory, x + c * plane, dy + c * plane, plane, width, c, sums);
-    for (; c < channels; ++c)
-        plane_gradients<1, kSilu>(memory, x + c * plane, dy + c * plane, plane, width, c, sums);
+    for (; c < channels; ++c) plane_gradients<1, kSilu>(memory, x + c * plane, dy + c * plane, plane, width, c, sums);
     finish_along(norm, width, args.eps, r, along);
     for (c = 0; c < channels; ++c) {
         const float *u = memory.u + c * stride, *du = memory.du + c * stride;
@@ -121,17 +121,15 @@ void rows(const ChannelRmsNormArgs& args, BackwardMemory& memory, const T* x, co
             products[p] += gradient * u;
             store(du + p * stride + c, gradient);
         }
-        for (int k = 0; k < n; ++k) {
-            sums.dz[c + k] += total[k];
-            sums.dz_u[c + k] += total_u[k];
-        }
+        store_n(sums.dz + c, load_n(sums.dz + c, n) + __builtin_convertvector(total, f64v), n);
+        store_n(sums.dz_u + c, load_n(sums.dz_u + c, n) + __builtin_convertvector(total_u, f64v), n);
     });
     for (int64_t p = 0; p < count; ++p) along[p] = sum(products[p]);
     finish_along(norm, count, args.eps, r, along);
     for (int64_t p = 0; p < count; ++p, x += channels, dx += channels, du += stride) {
-        const float factor = r[p], of_u = factor * along[p];
+        const float factor = r[p], of_u = along[p];  // not multiplied: the product may leave float32
         for_lanes(0, channels, [&](int64_t c, int n) DIFFKERN_LAMBDA {
-            store_n(dx + c, load(du + c) * factor - load_n(x + c, n) * of_u, n);
+            store_n(dx + c, load(du + c) * factor - load_n(x + c, n) * factor * of_u, n);
         });
     }
 }

@@ -18,9 +18,9 @@
 namespace diffkern {
 namespace DIFFKERN_ISA {
 
-constexpr int64_t kUnit = 32768;    // values
-constexpr int64_t kScratch = 16384;  // values of a block of planes
-constexpr int64_t kRows = 16;       // pixels of a block of rows: a multiple of kLanes
+constexpr int64_t kUnit = 32768;     // values
+constexpr int64_t kScratch = 32768;  // values of a block of planes
+constexpr int64_t kRows = 32;        // pixels of a block of rows: a multiple of kLanes
 
 inline int64_t whole_vectors(int64_t count) {
     return (count + kLanes - 1) / kLanes * kLanes;
@@ -30,8 +30,8 @@ inline int64_t whole_vectors(int64_t count) {
 struct Cut {
     int64_t samples, channels, pixels;
     bool rows;
-    int64_t block, unit;   // pixels of a block, and of a unit, which is a number of blocks
-    int64_t units;  // of a sample
+    int64_t block, unit;  // pixels of a block, and of a unit, which is a number of blocks
+    int64_t units;        // of a sample
 
     explicit Cut(const ChannelRmsNormArgs& args)
         : samples(args.shape.samples),
