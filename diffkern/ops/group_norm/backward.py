@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffkern.ops._affine import empty_like_or_none, statistics_dtype
 from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._registry import Op
 
@@ -42,15 +43,6 @@ def _check_saved(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, num_groups: 
                 f"group_norm: the saved statistics came back as {saved.dtype} {tuple(saved.shape)}, "
                 f"not {statistics_dtype(x)} {(x.shape[0], num_groups)}"
             )
-
-
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def empty_like_or_none(x: Tensor, parameter: Tensor | None) -> Tensor:
-    """Room for a parameter's gradient: contiguous, or empty where there is no such parameter."""
-    return x.new_empty(0) if parameter is None else torch.empty(parameter.shape, dtype=parameter.dtype, device=x.device)
 
 
 def _fake_backward(

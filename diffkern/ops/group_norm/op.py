@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffkern.ops._checks import check_floating, check_like
+from diffkern.ops._affine import check_activation, check_eps, check_parameter, per_sample, statistics_dtype
+from diffkern.ops._checks import check_floating
 from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._registry import Op
 from diffkern.ops.group_norm import eager
-from diffkern.ops.group_norm.backward import group_norm_backward, statistics_dtype
+from diffkern.ops.group_norm.backward import group_norm_backward
 
 
 def group_norm(
@@ -47,42 +48,17 @@ def group_norm(
     channels = x.shape[1]
     if not isinstance(num_groups, int) or isinstance(num_groups, bool) or num_groups < 1 or channels % num_groups:
         raise ValueError(f"num_groups must be a positive int that divides x's {channels} channels, got {num_groups!r}")
-    if activation not in (None, "silu"):
-        raise ValueError(f'activation must be None or "silu", got {activation!r}')
-    if not isinstance(eps, int | float):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not eps >= 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
+    check_activation(activation)
+    check_eps(eps)
     if weight is not None:
-        _check_parameter("weight", weight, x, (channels,))
+        check_parameter("weight", weight, x, (channels,))
     if bias is not None:
-        _check_parameter("bias", bias, x, (channels,))
+        check_parameter("bias", bias, x, (channels,))
     if scale is not None:
-        scale = _per_sample("scale", scale, x)
+        scale = per_sample("scale", scale, x)
     if shift is not None:
-        shift = _per_sample("shift", shift, x)
+        shift = per_sample("shift", shift, x)
     return OP(x, num_groups, weight, bias, float(eps), scale, shift, activation == "silu")[0]
-
-
-def _check_parameter(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
-    check_like(name, value, "x", x, shape)
-    if value.dtype != x.dtype and (value.dtype != torch.float32 or x.dtype == torch.float64):
-        raise TypeError(f"{name} must have x's dtype {x.dtype} (or float32 with 16-bit x), got {value.dtype}")
-
-
-def _per_sample(name: str, value: Tensor, x: Tensor) -> Tensor:
-    """scale or shift as a (N, C) view."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    samples, channels = x.shape[:2]
-    if tuple(value.shape) != (samples, channels):
-        ones = (1,) * (x.dim() - 2)
-        if tuple(value.shape) not in ((samples, channels, *ones), (1, channels, *ones)):
-            allowed = f"{(samples, channels)} or {(samples, channels, *ones)}"
-            raise ValueError(f"{name} must have shape {allowed}, got {tuple(value.shape)}")
-        value = value.reshape(value.shape[0], channels).expand(samples, channels)
-    _check_parameter(name, value, x, (samples, channels))
-    return value
 
 
 def _fake(

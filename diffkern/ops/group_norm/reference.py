@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffkern.ops._affine import as_samples, empty_like_or_none, over_pixels, statistics_dtype
 from diffkern.ops._layout import dense, in_layout_of
-from diffkern.ops.group_norm.backward import empty_like_or_none, statistics_dtype
 
 
 def group_norm(
@@ -53,13 +53,13 @@ def group_norm_backward(
     sum_dz_xhat = (dz * xhat).flatten(2).sum(2) if x.dim() > 2 else dz * xhat
 
     if x.numel():
-        d_xhat = _grouped(dz * _expand(gamma, x), num_groups)
+        d_xhat = _grouped(dz * over_pixels(gamma, x), num_groups)
         xhat_grouped = _grouped(xhat, num_groups)
         projection = d_xhat.mean(2, keepdim=True) + xhat_grouped * (d_xhat * xhat_grouped).mean(2, keepdim=True)
         dx = ((d_xhat - projection) * rstd.unsqueeze(2)).reshape(x.shape)
     else:
         dx = torch.zeros_like(x, dtype=compute)
-    plain_weight, plain_bias = _or(weight, 1.0, x), _or(bias, 0.0, x)
+    plain_weight, plain_bias = as_samples(weight, 1.0, x), as_samples(bias, 0.0, x)
     gradients = [
         (one_plus_scale * sum_dz_xhat).sum(0),
         (one_plus_scale * sum_dz).sum(0),
@@ -90,27 +90,15 @@ def _affine(
     compute = statistics_dtype(x)
     grouped = _grouped(x.to(compute), num_groups)
     xhat = ((grouped - mean.unsqueeze(2)) * rstd.unsqueeze(2)).reshape(x.shape)
-    one_plus_scale = 1.0 + _or(scale, 0.0, x)
-    gamma = _or(weight, 1.0, x) * one_plus_scale
-    beta = _or(bias, 0.0, x) * one_plus_scale + _or(shift, 0.0, x)
-    return xhat * _expand(gamma, x) + _expand(beta, x), xhat, gamma, one_plus_scale
+    one_plus_scale = 1.0 + as_samples(scale, 0.0, x)
+    gamma = as_samples(weight, 1.0, x) * one_plus_scale
+    beta = as_samples(bias, 0.0, x) * one_plus_scale + as_samples(shift, 0.0, x)
+    return xhat * over_pixels(gamma, x) + over_pixels(beta, x), xhat, gamma, one_plus_scale
 
 
 def _grouped(x: Tensor, num_groups: int) -> Tensor:
     """(N, C, …) as (N, G, values of a group)."""
     return x.reshape(x.shape[0], num_groups, x[0:1].numel() // num_groups)
-
-
-def _or(parameter: Tensor | None, value: float, x: Tensor) -> Tensor:
-    """A parameter as (N or 1, C) in the arithmetic's dtype, or a constant in its place."""
-    if parameter is None:
-        return torch.full((1, x.shape[1]), value, dtype=statistics_dtype(x), device=x.device)
-    parameter = parameter.to(statistics_dtype(x))
-    return parameter if parameter.dim() == 2 else parameter.unsqueeze(0)
-
-
-def _expand(parameter: Tensor, x: Tensor) -> Tensor:
-    return parameter.reshape(parameter.shape + (1,) * (x.dim() - 2))
 
 
 def group_norm_unsupported(*args: object) -> None:
