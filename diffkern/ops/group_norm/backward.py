@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from diffkern.ops._affine import empty_like_or_none, statistics_dtype

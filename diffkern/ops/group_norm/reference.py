@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkern.ops._affine import as_samples, empty_like_or_none, over_pixels, statistics_dtype
+from diffkern.ops._affine import as_samples, over_pixels, statistics_dtype
 from diffkern.ops._layout import dense, in_layout_of
 
 

@@ -1,0 +1,97 @@
+"""What any model may contain: a norm, and a norm with a SiLU after it in a Sequential."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffkern.integrations.fusion.method import Draw, FusedBlock
+from diffkern.integrations.fusion.submodules import has_kernel, is_plain, is_plain_norm, norm_kind, normalised
+from diffkern.ops import channel_rms_norm, group_norm
+
+
+class NormMethod(FusedBlock):
+    """A norm by itself: where a block is not known, or has no activation after it, as before attention."""
+
+    does = "norm alone"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        return norm_kind(module) is not None
+
+    @classmethod
+    def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        if norm_kind(module) == "group_norm":
+            channels = module.weight.shape[0] if module.weight is not None else module.num_channels
+            return (draw(2, channels, 3, 5),)
+        return (draw(2, *(size if axis == 0 else 3 for axis, size in enumerate(module.g.shape[1:]))),)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weight = self.g if norm_kind(self) == "channel_rms_norm" else self.weight
+        mixed = weight is not None and weight.dtype != x.dtype and x.dtype.itemsize != 2
+        if args or kwargs or mixed or not has_kernel(x):
+            return super().forward(x, *args, **kwargs)
+        if norm_kind(self) == "group_norm":
+            return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return channel_rms_norm(x, self.g.flatten())
+
+
+class SequentialMethod(FusedBlock):
+    """A Sequential in which a norm is followed by a SiLU: the two in one op."""
+
+    does = "norm and SiLU in one op"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        return type(module) is nn.Sequential and any(True for _ in _pairs(module))
+
+    @classmethod
+    def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        norm = next(child for child in module if norm_kind(child) is not None)
+        first = next(iter(module))
+        channels = getattr(first, "in_channels", norm.weight.shape[0])
+        rank = getattr(first, "weight", norm.weight).dim()
+        return (draw(2, channels, *[6] * max(2, rank - 2)),)
+
+    @classmethod
+    def bypassed(cls, module: Any) -> Iterator[tuple[str, nn.Module]]:
+        for index in _pairs(module):
+            yield str(index), module[index]
+            yield str(index + 1), module[index + 1]
+
+    def forward(self, input: Any) -> Any:
+        modules: list[Any] = list(self._modules.values())
+        i = 0
+        while i < len(modules):
+            if i + 1 < len(modules) and _is_plain_pair(modules[i], modules[i + 1]) and has_kernel(input):
+                input = normalised(modules[i], modules[i + 1], input)
+                i += 2
+            else:
+                input = modules[i](input)
+                i += 1
+        return input
+
+
+def _is_plain_pair(norm: Any, act: Any) -> bool:
+    return is_plain_norm(norm) and is_plain(act, nn.SiLU)
+
+
+def _pairs(sequential: nn.Sequential) -> Iterator[int]:
+    """Indices of norms before a SiLU."""
+    for index, (first, second) in enumerate(itertools.pairwise(sequential)):
+        if norm_kind(first) is not None and type(second) is nn.SiLU:
+            yield index
+
+
+class GroupNorm(NormMethod, nn.GroupNorm):  # type: ignore[misc]
+    origin = nn.GroupNorm
+
+
+class Sequential(SequentialMethod, nn.Sequential):
+    origin = nn.Sequential
+
+
+METHODS = (SequentialMethod, NormMethod)
