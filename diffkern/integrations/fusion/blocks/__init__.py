@@ -7,11 +7,16 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from diffkern.integrations.fusion.blocks import diffusers, generic, upsample
+from diffkern.integrations.fusion.blocks import diffusers, diffusers_decoder, generic, upsample
 from diffkern.integrations.fusion.method import FusedBlock
 
 # Whole blocks before what they contain.
-METHODS: tuple[type[FusedBlock], ...] = (*diffusers.METHODS, *upsample.METHODS, *generic.METHODS)
+METHODS: tuple[type[FusedBlock], ...] = (
+    *diffusers_decoder.METHODS,
+    *diffusers.METHODS,
+    *upsample.METHODS,
+    *generic.METHODS,
+)
 
 
 def methods_for(module: nn.Module) -> Iterator[type[FusedBlock]]:
