@@ -30,7 +30,7 @@ class UpBlockMethod(FusedBlock):
 
     @classmethod
     def recognises(cls, module: Any) -> bool:
-        return is_diffusers(module, cls.name) and all(is_diffusers(r, "ResnetBlock2D") for r in module.resnets)
+        return is_diffusers(module, cls.name) and all(isinstance(r, ResnetMethod) for r in module.resnets)
 
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
