@@ -7,11 +7,17 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from diffkern.integrations.fusion.blocks import diffusers, generic, upsample
+from diffkern.integrations.fusion.blocks import diffusers, generic, k_diffusion, lucidrains, upsample
 from diffkern.integrations.fusion.method import FusedBlock
 
 # Whole blocks before what they contain.
-METHODS: tuple[type[FusedBlock], ...] = (*diffusers.METHODS, *upsample.METHODS, *generic.METHODS)
+METHODS: tuple[type[FusedBlock], ...] = (
+    *diffusers.METHODS,
+    *lucidrains.METHODS,
+    *k_diffusion.METHODS,
+    *upsample.METHODS,
+    *generic.METHODS,
+)
 
 
 def methods_for(module: nn.Module) -> Iterator[type[FusedBlock]]:
