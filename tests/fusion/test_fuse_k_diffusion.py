@@ -98,6 +98,13 @@ def test_block(x, c_out):
     assert torch.equal(x, before)
 
 
+def test_channels_last_weights():
+    model, x = network(), images(2, 3, 8, 8)
+    same = copy.deepcopy(model)
+    fuse(same, channels_last=True)
+    assert_same(results(same, x, SIGMAS), results(model, x, SIGMAS))
+
+
 def test_everything_is_fused():
     report = fuse(network())
     kinds = [done.block for done in report.replaced]

@@ -74,6 +74,14 @@ def test_self_condition_is_passed_on():
     assert_same(results(fused(model), x, TIMES, x_self_cond), results(model, x, TIMES, x_self_cond))
 
 
+def test_with_options():
+    model, x = unet(dim_mults=(1, 2, 3)), images(2, 3, 64, 64)
+    same = copy.deepcopy(model)
+    report = fuse(same, channels_last=True, fold_upsample=True)
+    assert any("fold_upsample" in done.effect for done in report.replaced)
+    assert_same(results(same, x, TIMES), results(model, x, TIMES))
+
+
 def test_of_the_default_size():
     model = unet(dim=64, dim_mults=(1, 2, 4, 8))
     x = images(1, 3, 32, 32)

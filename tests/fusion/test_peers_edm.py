@@ -122,9 +122,9 @@ import pickle, sys, torch
 net = pickle.load(open({str(tmp_path / "net.pkl")!r}, "rb"))
 assert "tests.fusion.peers.edm_preconditioners" not in sys.modules
 x, sigma, out = torch.load({str(tmp_path / "numbers.pt")!r})
-assert torch.equal(net(x, sigma), out) or (net(x, sigma) - out).abs().max() < 1e-5 * out.abs().max()
+assert (net(x, sigma) - out).abs().max() < 1e-5 * out.abs().max()
 again = pickle.loads(pickle.dumps(net))
 assert type(again) is type(net)
-print(type(net).__name__, type(net).__module__.startswith("_imported_module_"))
+print(type(net).__name__, type(net).__module__.startswith("unpickled_source_"))
 """
     assert run_python(code) == "EDMPrecond True"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.fusion.peers import guided_diffusion, improved_diffusion
+from tests.fusion.peers.guided_encoder import EncoderUNetModel
 
 SMALL = {"model_channels": 32, "num_res_blocks": 1, "attention_resolutions": (2,), "channel_mult": (1, 2)}
 
@@ -16,10 +17,12 @@ def randomised(model):
 
 
 def guided(**kwargs):
+    torch.manual_seed(0)
     return randomised(guided_diffusion.UNetModel(16, 3, out_channels=3, **SMALL, **kwargs))
 
 
 def improved(**kwargs):
+    torch.manual_seed(0)
     return randomised(improved_diffusion.UNetModel(3, out_channels=3, **SMALL, **kwargs))
 
 
@@ -32,12 +35,13 @@ def gradients(model, *args):
 
 @pytest.mark.parametrize("make", [guided, improved])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_checkpointing_changes_no_number(make, frozen):
+def test_checkpointing_changes_rounding_at_most(make, frozen):
     models = [make(use_checkpoint=flag, use_scale_shift_norm=True) for flag in (False, True)]
     for model in models:
         model.input_blocks.requires_grad_(not frozen)
     for plain, checkpointed in zip(*map(gradients, models), strict=True):
-        assert torch.equal(plain, checkpointed)
+        # What flows to one tensor from several blocks is added in another order.
+        assert (plain - checkpointed).abs().max() <= 3e-6 * plain.abs().max()
 
 
 def test_attention_orders_differ_by_a_permutation_of_the_projection():
@@ -101,3 +105,13 @@ def test_super_resolution_sees_the_small_image(model):
         first, second = (model(x, t, low_res=torch.randn(2, 3, 8, 8)) for _ in range(2))
     assert first.shape == (2, 6, 16, 16)
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("pool", ["adaptive", "attention"])
+def test_the_classifier_pools_the_encoder(pool):
+    model = randomised(EncoderUNetModel(16, 3, out_channels=7, num_head_channels=16, pool=pool, **SMALL))
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    logits = model(x, torch.tensor([3, 500]))
+    assert logits.shape == (2, 7)
+    logits.log_softmax(dim=1)[:, 0].sum().backward()
+    assert all(parameter.grad is not None for parameter in (x, *model.parameters()))

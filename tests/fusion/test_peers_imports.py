@@ -26,6 +26,7 @@ def test_no_stand_in_is_left(make):
 def test_diffusers_does_not_take_a_stand_in_for_torchvision(run_python):
     pytest.importorskip("diffusers")
     lucidrains.denoising_diffusion_pytorch()
+    k_diffusion.layers()
     code = """
 import importlib.util
 from tests.fusion.peers import k_diffusion, lucidrains
@@ -34,7 +35,7 @@ lucidrains.denoising_diffusion_pytorch()
 k_diffusion.image_v1()
 import accelerate.utils.imports, diffusers.utils.import_utils as utils
 assert utils.is_torchvision_available() == installed
-assert accelerate.utils.imports.is_torchvision_available() == installed
+assert bool(accelerate.utils.imports.is_torchvision_available()) == installed
 from diffusers import DDPMPipeline, UNet2DModel
 """
     run_python(code)

@@ -39,44 +39,18 @@ def fuse(
     own is called as before, whether that was added before or comes later. Where there is no kernel for a tensor
     (float64, a device without one) a block runs as it was.
 
-    Raises ``TypeError`` if ``model`` is no module.
+    Called again, it starts over: the options of the last call hold. Raises ``TypeError`` if ``model`` is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, for example pipeline.unet, not {type(model).__name__}")
     options = {"channels_last": channels_last, "fold_upsample": fold_upsample, "virtual_concat": virtual_concat}
     chosen = {name for name, on in options.items() if on}
-    replaced: list[Replaced] = []
-    skipped: list[Skipped] = []
-    known: dict[object, float | NotTheSame] = {}
-    computed_elsewhere: set[int] = set()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, FusedBlock):
-            computed_elsewhere.update(id(submodule) for _, submodule in module.bypassed(module))
-        if id(module) in computed_elsewhere:
-            continue
-        method = _method(module, chosen)
-        if isinstance(method, str):
-            skipped.append(Skipped(name, type(module).__name__, method))
-        if method is None or isinstance(method, str):
-            continue
-        key = (method, signature(module))
-        if key not in known:
-            try:
-                known[key] = difference(module, method)
-            except NotTheSame as error:
-                known[key] = error
-        found = known[key]
-        block = type(module).__name__
-        if isinstance(found, NotTheSame):
-            skipped.append(Skipped(name, block, str(found)))
-            continue
-        for inner, submodule in method.bypassed(module):
-            computed_elsewhere.add(id(submodule))
-            if not has_no_hooks(submodule):
-                reason = "it has hooks, or a forward of its own: it is called as before"
-                skipped.append(Skipped(f"{name}.{inner}".lstrip("."), type(submodule).__name__, reason))
-        replaced.append(Replaced(name, block, method.effect(module), found))
-        swap(module, method)
+    unfuse(model)
+    fusing = _Fusing(chosen)
+    for around_fused in (False, True):
+        for name, module in list(model.named_modules()):
+            fusing.consider(name, module, around_fused)
+    replaced, skipped = fusing.replaced, fusing.skipped
     if channels_last:
         replaced.extend(memory_format.to_channels_last(model))
     for option in sorted(chosen - {"channels_last"}):
@@ -99,18 +73,59 @@ def unfuse(model: nn.Module) -> nn.Module:
     return model
 
 
-def _method(module: nn.Module, options: set[str]) -> type[FusedBlock] | str | None:
-    """How to fuse `module`, or why it is left alone although it is known, or None for what is not known."""
-    if isinstance(module, Fused):
-        return "it is fused already"
-    for method in methods_for(module):
-        if (method.option is None or method.option in options) and method.recognises(module):
-            if isinstance(module, torch.jit.ScriptModule):
-                return "a scripted module has no Python class to change"
-            if "forward" in module.__dict__:
-                return "its forward was replaced on the instance"
-            return method
-    return None
+class _Fusing:
+    """One call of `fuse`: what was found out, and what was done."""
+
+    def __init__(self, options: set[str]) -> None:
+        self.options = options
+        self.replaced: list[Replaced] = []
+        self.skipped: list[Skipped] = []
+        self._tried: dict[object, float | NotTheSame] = {}
+        self._computed_elsewhere: set[int] = set()
+
+    def consider(self, name: str, module: nn.Module, around_fused: bool) -> None:
+        """Swap the class of ``module`` if it is known and computes the same, and note what happened."""
+        if isinstance(module, Fused) or id(module) in self._computed_elsewhere:
+            return
+        method = self._method(module, around_fused)
+        if method is None:
+            return
+        block = type(module).__name__
+        try:
+            found = self._difference(module, method)
+        except NotTheSame as reason:
+            self.skipped.append(Skipped(name, block, str(reason)))
+            return
+        for inner, submodule in method.bypassed(module):
+            self._computed_elsewhere.add(id(submodule))
+            if not has_no_hooks(submodule):
+                why = "it has hooks, or a forward of its own: it is called as before"
+                self.skipped.append(Skipped(f"{name}.{inner}".lstrip("."), type(submodule).__name__, why))
+        self.replaced.append(Replaced(name, block, method.effect(module), found))
+        swap(module, method)
+
+    def _method(self, module: nn.Module, around_fused: bool) -> type[FusedBlock] | None:
+        for method in methods_for(module):
+            wanted = method.option is None or method.option in self.options
+            if wanted and method.around_fused == around_fused and method.recognises(module):
+                return method
+        return None
+
+    def _difference(self, module: nn.Module, method: type[FusedBlock]) -> float:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NotTheSame("a scripted module has no Python class to change")
+        if "forward" in module.__dict__:
+            raise NotTheSame("its forward was replaced on the instance")
+        key = (method, signature(module))
+        if key not in self._tried:
+            try:
+                self._tried[key] = difference(module, method)
+            except NotTheSame as reason:
+                self._tried[key] = reason
+        found = self._tried[key]
+        if isinstance(found, NotTheSame):
+            raise found
+        return found
 
 
 def _fused_methods(model: nn.Module) -> Iterator[type[FusedBlock]]:

@@ -25,6 +25,9 @@ class FusedBlock(Fused):
     option: ClassVar[str | None] = None
     """The option of `fuse` without which the block is left alone."""
 
+    around_fused: ClassVar[bool] = False
+    """Whether it calls on fused blocks inside: then it is tried after these are in place."""
+
     @classmethod
     def recognises(cls, module: Any) -> bool:
         """Whether the class and the attributes of `module` are those of the block."""

@@ -57,10 +57,8 @@ class Conv2d(nn.Module):
         self.fused_resample = fused_resample
         self.weight = self.bias = None
         if kernel:
-            shape, fans = (
-                [out_channels, in_channels, kernel, kernel],
-                (in_channels * kernel**2, out_channels * kernel**2),
-            )
+            shape = [out_channels, in_channels, kernel, kernel]
+            fans = in_channels * kernel**2, out_channels * kernel**2
             self.weight = nn.Parameter(initial(init_mode, shape, *fans) * init_weight)
             self.bias = nn.Parameter(initial(init_mode, [out_channels], *fans) * init_bias) if bias else None
         taps = torch.as_tensor(resample_filter, dtype=torch.float32)
@@ -78,9 +76,8 @@ class Conv2d(nn.Module):
         own = 0 if weight is None else weight.shape[-1] // 2
         others = 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
         if self.fused_resample and self.up and weight is not None:
-            x = F.conv2d(
-                self._resample(x, self.in_channels, max(others - own, 0)), weight, padding=max(own - others, 0)
-            )
+            x = self._resample(x, self.in_channels, max(others - own, 0))
+            x = F.conv2d(x, weight, padding=max(own - others, 0))
         elif self.fused_resample and self.down and weight is not None:
             x = self._resample(F.conv2d(x, weight, padding=own + others), self.out_channels, 0)
         else:

@@ -34,7 +34,7 @@ class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, twice the size (of the two last axes, where there are three); then a convolution, if wanted."""
+    """Nearest neighbour, twice the size (of the last two axes, where there are three); then a convolution, if asked."""
 
     def __init__(self, channels, use_conv, dims=2, out_channels=None):
         super().__init__()
@@ -201,6 +201,7 @@ class UNetModel(nn.Module):
     ):
         super().__init__()
         self.image_size, self.model_channels, self.num_classes = image_size, model_channels, num_classes
+        self.channel_mult = channel_mult
         self.dtype = torch.float16 if use_fp16 else torch.float32
         emb = model_channels * 4
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))

@@ -23,7 +23,7 @@ def register(module, source):
 
 def module_of(source):
     if source not in module_by_source:
-        module = types.ModuleType(f"_imported_module_{uuid.uuid4().hex}")
+        module = types.ModuleType(f"unpickled_source_{uuid.uuid4().hex}")
         sys.modules[module.__name__] = module
         register(module, source)
         exec(source, module.__dict__)
@@ -53,8 +53,9 @@ def persistent_class(original):
             self._init_args, self._init_kwargs = copy.deepcopy((args, kwargs))
 
         def __reduce__(self):
-            meta = {"module_src": self._orig_module_src, "class_name": self._orig_class_name, "state": self.__dict__}
-            return reconstruct, (meta,)
+            origin = {"module_src": self._orig_module_src, "class_name": self._orig_class_name}
+            return reconstruct, ({**origin, "state": self.__getstate__()},)
 
     Decorator.__name__ = original.__name__
+    Decorator.__module__ = original.__module__
     return Decorator

@@ -1,4 +1,4 @@
-"""The residual block of diffusers, and the joining of skip connections in its decoders' blocks.
+"""The residual block of diffusers and its upsampling.
 
 Nothing here imports diffusers; the classes that are swapped in stand in `diffusers_classes`.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffkern.integrations.fusion.blocks.upsample import EFFECT as FOLDED
+from diffkern.integrations.fusion.blocks.upsample import folds
 from diffkern.integrations.fusion.method import Draw, FusedBlock
-from diffkern.integrations.fusion.submodules import has_kernel, normalised, residual
+from diffkern.integrations.fusion.submodules import has_kernel, has_no_hooks, normalised, residual
+from diffkern.nn.resample import upsample_conv, upsample_nearest
 
 
 class ResnetMethod(FusedBlock):
@@ -21,7 +25,7 @@ class ResnetMethod(FusedBlock):
 
     @classmethod
     def recognises(cls, module: Any) -> bool:
-        return _is(module, "ResnetBlock2D") and hasattr(module, "time_embedding_norm")
+        return is_diffusers(module, "ResnetBlock2D") and hasattr(module, "time_embedding_norm")
 
     @classmethod
     def effect(cls, module: Any) -> str:
@@ -44,34 +48,87 @@ class ResnetMethod(FusedBlock):
         raw_temb = (temb is None) != (self.time_emb_proj is None)  # of which only diffusers knows what it means
         if args or kwargs or raw_temb or not has_kernel(input_tensor):
             return super().forward(input_tensor, temb, *args, **kwargs)
-        x, h = input_tensor, normalised(self.norm1, self.nonlinearity, input_tensor)
+        x, h = self.first_half(input_tensor)
+        h = self.second_half(h, temb)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x.contiguous() if self.training else x)
+        return residual(x, h, self.conv2, self.output_scale_factor)
+
+    def first_half(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x for the shortcut, and the first convolution's output: both in the resolution of the result."""
+        h = normalised(self.norm1, self.nonlinearity, x)
         for resample in (self.upsample, self.downsample):
             if resample is None:
                 continue
             if resample is self.upsample and len(h) >= 64:  # as diffusers: channels-last upsampling fails for many
                 x, h = x.contiguous(), h.contiguous()
             x, h = resample(x), resample(h)
-        return self.second_half(x, self.conv1(h), temb)
+        return x, self.conv1(h)
 
-    def second_half(self, x: Tensor, h: Tensor, temb: Tensor | None) -> Tensor:
-        """From the first convolution's output to the block's."""
-        h = self.conv2(self.dropout(self.conditioned(h, temb)))
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x.contiguous() if self.training else x)
-        return residual(x, h, self.conv2, self.output_scale_factor)
-
-    def conditioned(self, h: Tensor, temb: Any) -> Tensor:
-        """The second norm with the time embedding, and its SiLU."""
+    def second_half(self, h: Tensor, temb: Any) -> Tensor:
+        """From the first convolution's output to the second's, with the time embedding at the norm between them."""
         if temb is None:
-            return normalised(self.norm2, self.nonlinearity, h)
-        temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
-        if self.time_embedding_norm == "scale_shift":
-            scale, shift = temb.chunk(2, dim=1)
-            return normalised(self.norm2, self.nonlinearity, h, scale=scale, shift=shift)
-        return normalised(self.norm2, self.nonlinearity, h, offset=temb)
+            h = normalised(self.norm2, self.nonlinearity, h)
+        else:
+            temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
+            if self.time_embedding_norm == "scale_shift":
+                scale, shift = temb.chunk(2, dim=1)
+                h = normalised(self.norm2, self.nonlinearity, h, scale=scale, shift=shift)
+            else:
+                h = normalised(self.norm2, self.nonlinearity, h, offset=temb)
+        return self.conv2(self.dropout(h))
 
 
-def _is(module: Any, name: str) -> bool:
+class FoldedResnetMethod(ResnetMethod):
+    """A ``ResnetBlock2D`` that doubles the resolution between its first SiLU and its first convolution."""
+
+    option = "fold_upsample"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        return super().recognises(module) and _only_doubles(module.upsample) and folds(module.conv1)
+
+    @classmethod
+    def effect(cls, module: Any) -> str:
+        return f"{super().effect(module)}; {FOLDED}"
+
+    @classmethod
+    def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        x, temb = super().example(module, draw)
+        return draw(2, x.shape[1], 12, 12), temb
+
+    def first_half(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not (folds(self.conv1) and _only_doubles(self.upsample)):
+            return super().first_half(x)
+        h = normalised(self.norm1, self.nonlinearity, x)
+        return upsample_nearest(x), upsample_conv(h, self.conv1.weight, self.conv1.bias)
+
+
+class UpsampleMethod(FusedBlock):
+    """``Upsample2D`` with a convolution."""
+
+    does = FOLDED
+    option = "fold_upsample"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        if not is_diffusers(module, "Upsample2D") or module.norm is not None or module.use_conv_transpose:
+            return False
+        return module.use_conv and module.interpolate and folds(_conv(module))
+
+    @classmethod
+    def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        return (draw(1, module.channels, 15, 18),)
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        x, conv = hidden_states, _conv(self)
+        doubled = output_size is None or tuple(output_size) == (2 * x.shape[2], 2 * x.shape[3])
+        if args or kwargs or not doubled or not folds(conv):
+            return super().forward(x, output_size, *args, **kwargs)
+        return upsample_conv(x, conv.weight, conv.bias)
+
+
+def is_diffusers(module: Any, name: str) -> bool:
     """Whether the class is diffusers' of this name, or one made of it that computes the same way."""
     kind: Any
     for kind in type(module).__mro__:
@@ -80,4 +137,17 @@ def _is(module: Any, name: str) -> bool:
     return False
 
 
-METHODS = (ResnetMethod,)
+def _conv(upsample: Any) -> Any:
+    return upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
+
+
+def _only_doubles(upsample: Any) -> bool:
+    """Whether a resnet's ``upsample`` is nearest-neighbour ×2 and nothing else."""
+    if isinstance(upsample, nn.Module):
+        plain = is_diffusers(upsample, "Upsample2D") and has_no_hooks(upsample)
+        return plain and not upsample.use_conv and not upsample.use_conv_transpose and upsample.norm is None
+    keywords = {"scale_factor": 2.0, "mode": "nearest"}
+    return getattr(upsample, "func", None) is F.interpolate and upsample.keywords == keywords
+
+
+METHODS = (FoldedResnetMethod, ResnetMethod, UpsampleMethod)

@@ -29,6 +29,7 @@ class ResnetMethod(FusedBlock):
     """``ResnetBlock``: two of `BlockMethod`, called as before, and the residual."""
 
     does = "residual in place"
+    around_fused = True
 
     @classmethod
     def recognises(cls, module: Any) -> bool:
