@@ -13,16 +13,22 @@ from diffkern._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from diffkern.backends import use_backend as use_backend
+    from diffkern.integrations.fusion import FuseReport as FuseReport
+    from diffkern.integrations.fusion import fuse as fuse
+    from diffkern.integrations.fusion import unfuse as unfuse
     from diffkern.ops.philox_normal.reference import NOISE_LAYOUT_VERSION as NOISE_LAYOUT_VERSION
     from diffkern.sampling import Sampler as Sampler
     from diffkern.training import TrainConfig as TrainConfig
     from diffkern.training import Trainer as Trainer
 
 _NAMES = {
+    "FuseReport": "diffkern.integrations.fusion",
     "NOISE_LAYOUT_VERSION": "diffkern.ops.philox_normal.reference",
     "Sampler": "diffkern.sampling",
     "TrainConfig": "diffkern.training",
     "Trainer": "diffkern.training",
+    "fuse": "diffkern.integrations.fusion",
+    "unfuse": "diffkern.integrations.fusion",
     "use_backend": "diffkern.backends",
 }
 _SUBPACKAGES = ("backends", "models", "nn", "ops", "process", "sampling", "solvers", "training")

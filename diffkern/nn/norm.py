@@ -12,7 +12,7 @@ from diffkern.ops import group_norm
 class GroupNorm(nn.GroupNorm):
     """``torch.nn.GroupNorm``, with the same parameters and state-dict keys, on `diffkern.ops.group_norm`.
 
-    y = act(GN(x)·(1 + scale) + shift), statistics in float32, in the memory format of x.
+    y = act(GN(cat([x, skip], 1) + offset)·(1 + scale) + shift), statistics in float32, in the memory format of x.
 
     num_groups, num_channels, eps, affine: as in ``torch.nn.GroupNorm``.
     activation: None or "silu".
@@ -31,14 +31,27 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps, affine, **factory)
         self.activation = activation
 
-    def forward(self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """``input`` (N, C, …); ``scale`` and ``shift`` (N, C) of any stride, or None."""
+    def forward(
+        self,
+        input: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        *,
+        offset: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """``input`` (N, C, …); ``scale``, ``shift`` and ``offset`` (N, C) of any stride, or None.
+
+        With ``skip`` (N, C2, …), whose channels follow those of ``input`` (N, C1, …), C = C1 + C2.
+        """
         return group_norm(
             input,
             self.num_groups,
             self.weight,
             self.bias,
             self.eps,
+            skip=skip,
+            offset=offset,
             scale=scale,
             shift=shift,
             activation=self.activation,

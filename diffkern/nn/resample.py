@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,3 +43,43 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x if self.padding == "symmetric" else F.pad(x, (0, 1, 0, 1)))
+
+
+# Row m of a 4×4 kernel of stride 2 is the sum of the rows k of the 3×3 kernel that meet the same pixel of the small
+# image, since nearest-neighbour ×2 shows each pixel twice: m = u − k + 2 for the first and the second, u = 0, 1.
+_ROWS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+_FOLDS_FROM = 256  # pixels of the small images together; below, making the kernel costs more than it saves
+
+
+def can_fold(conv: nn.Conv2d) -> bool:
+    """Whether a convolution after nearest-neighbour ×2 is of the kind that `upsample_conv` computes."""
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.stride == (1, 1)
+        and conv.padding in ((1, 1), "same")
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+    )
+
+
+def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """conv2d(nearest ×2 of x, weight, bias, padding=1) as a transposed convolution of x with a 4×4 kernel, stride 2.
+
+    x: (N, C, H, W). weight: (O, C, 3, 3). bias: (O,) or None. Returns (N, O, 2H, 2W) in x's memory format, equal but
+    for rounding: the sums of weights are made once, in float32 or wider. 16 multiplications for every four results
+    instead of 36. Gradients flow to all three. Where the images are so small that the kernel costs more than it saves,
+    the two steps are done as they stand.
+    """
+    if len(x) * x.shape[2] * x.shape[3] < _FOLDS_FROM:
+        return F.conv2d(upsample_nearest(x), weight, bias, padding=1)
+    return F.conv_transpose2d(x, _folded(weight), bias, stride=2, padding=1)
+
+
+def _folded(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3) -> (C, O, 4, 4), as a transposed convolution takes it."""
+    wide = weight.float() if weight.dtype.itemsize < 4 else weight
+    rows = torch.tensor(_ROWS, dtype=wide.dtype, device=wide.device)
+    with torch.autocast(weight.device.type, enabled=False):
+        kernel = wide.reshape(-1, 9) @ torch.kron(rows, rows).t()
+    return kernel.to(weight.dtype).view(*weight.shape[:2], 4, 4).transpose(0, 1)

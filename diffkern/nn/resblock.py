@@ -61,7 +61,7 @@ class ResBlock(nn.Module):
             scale, shift = self.emb_proj(emb).chunk(2, dim=1)
             h = self.norm2(h, scale, shift)
         else:
-            h = self.norm2(h + self.emb_proj(emb)[:, :, None, None])
+            h = self.norm2(h, offset=self.emb_proj(emb))
         return self.skip(self._resampled(x)) + self.conv2(self.dropout(h))
 
     def _resampled(self, x: Tensor) -> Tensor:

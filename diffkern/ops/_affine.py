@@ -14,11 +14,11 @@ def check_parameter(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...])
         raise TypeError(f"{name} must have x's dtype {x.dtype} (or float32 with 16-bit x), got {value.dtype}")
 
 
-def per_sample(name: str, value: Tensor, x: Tensor) -> Tensor:
-    """scale or shift as a (N, C) view."""
+def per_channel(name: str, value: Tensor, x: Tensor, channels: int) -> Tensor:
+    """offset, scale or shift as a (N, C) view."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    samples, channels = x.shape[:2]
+    samples = x.shape[0]
     if tuple(value.shape) != (samples, channels):
         ones = (1,) * (x.dim() - 2)
         if tuple(value.shape) not in ((samples, channels, *ones), (1, channels, *ones)):

@@ -28,6 +28,14 @@ def flat_samples(x: Tensor) -> Tensor:
     return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
 
 
+def empty_with_channels(x: Tensor, channels: int) -> Tensor:
+    """An empty (N, channels, …) in the memory format that `empty_like_layout(x)` has."""
+    samples, _, *spatial = x.shape
+    if is_channels_last(x):
+        return x.new_empty((samples, *spatial, channels)).movedim(-1, 1)
+    return x.new_empty((samples, channels, *spatial))
+
+
 def empty_like_layout(x: Tensor, device: str | None = None) -> Tensor:
     """An empty tensor in x's memory format, or contiguous if x has neither; on x's device unless one is given."""
     if x.is_contiguous() or is_channels_last(x):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffkern.ops._affine import check_activation, check_eps, check_parameter, per_sample, statistics_dtype
+from diffkern.ops._affine import check_activation, check_eps, check_parameter, per_channel, statistics_dtype
 from diffkern.ops._checks import check_floating
 from diffkern.ops._layout import empty_like_layout
 from diffkern.ops._registry import Op
@@ -49,9 +49,9 @@ def channel_rms_norm(
     if weight is not None:
         check_parameter("weight", weight, x, (channels,))
     if scale is not None:
-        scale = per_sample("scale", scale, x)
+        scale = per_channel("scale", scale, x, channels)
     if shift is not None:
-        shift = per_sample("shift", shift, x)
+        shift = per_channel("shift", shift, x, channels)
     return OP(x, weight, float(eps), scale, shift, activation == "silu")[0]
 
 

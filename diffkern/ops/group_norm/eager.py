@@ -70,7 +70,7 @@ class _GroupNorm(torch.autograd.Function):
             )
         if grads is None:
             mean, rstd = statistics.unbind(0)
-            grads = group_norm_backward(dy, x, weight, bias, scale, shift, mean, rstd, ctx.num_groups, ctx.silu)
+            grads = group_norm_backward(dy, x, weight, bias, scale, shift, mean, rstd, ctx.num_groups, ctx.silu)[:5]
         return None, *grads
 
 

@@ -26,6 +26,8 @@ def group_norm(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    skip: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     samples, channels, pixels, channels_last = shape = sample_shape(x)
     if not channels_last:
@@ -66,7 +68,9 @@ def group_norm_backward(
     rstd: Tensor,
     num_groups: int,
     silu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    skip: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     samples, channels, pixels, channels_last = shape = sample_shape(x)
     if dy.dtype != x.dtype:
         dy = dy.to(x.dtype)
@@ -105,18 +109,20 @@ def group_norm_backward(
     for i, parameter in enumerate((weight, bias, scale, shift)):
         if parameter is not None and parameter.dtype != torch.float32:
             grads[i] = grads[i].to(parameter.dtype)
-    return dx, grads[0], grads[1], grads[2], grads[3]
+    return dx, grads[0], grads[1], grads[2], grads[3], x.new_empty(0), x.new_empty(0)
 
 
 def group_norm_unsupported(x: Tensor, *rest: object) -> str | None:
-    return _unsupported(x)
+    return _unsupported(x, rest[7:])
 
 
 def group_norm_backward_unsupported(dy: Tensor, x: Tensor, *rest: object) -> str | None:
-    return _unsupported(x)
+    return _unsupported(x, rest[8:])
 
 
-def _unsupported(x: Tensor) -> str | None:
+def _unsupported(x: Tensor, skip_and_offset: tuple[object, ...]) -> str | None:
+    if any(operand is not None for operand in skip_and_offset):
+        return "skip and offset are the reference's"
     if x.dtype == torch.float64:
         return "float64 statistics are the reference's"
     return cpu_only(x)

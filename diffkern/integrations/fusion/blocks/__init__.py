@@ -1,0 +1,35 @@
+"""The blocks that `fuse` knows, one file a codebase."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+from torch import nn
+
+from diffkern.integrations.fusion.blocks import (
+    diffusers,
+    diffusers_decoder,
+    generic,
+    k_diffusion,
+    lucidrains,
+    upsample,
+)
+from diffkern.integrations.fusion.method import FusedBlock
+
+# Whole blocks before what they contain.
+METHODS: tuple[type[FusedBlock], ...] = (
+    *diffusers_decoder.METHODS,
+    *diffusers.METHODS,
+    *lucidrains.METHODS,
+    *k_diffusion.METHODS,
+    *upsample.METHODS,
+    *generic.METHODS,
+)
+
+
+def methods_for(module: nn.Module) -> Iterator[type[FusedBlock]]:
+    """The methods in the order in which they are to be tried."""
+    if type(module).__module__.startswith("diffusers."):
+        importlib.import_module("diffkern.integrations.fusion.blocks.diffusers_classes")
+    yield from METHODS

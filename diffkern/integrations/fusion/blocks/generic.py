@@ -1,0 +1,116 @@
+"""What any model may contain: a norm, and a norm with a SiLU after it in a Sequential."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffkern.integrations.fusion.method import Draw, FusedBlock
+from diffkern.integrations.fusion.submodules import (
+    has_kernel,
+    is_plain,
+    is_plain_norm,
+    norm_kind,
+    normalised,
+    rms_normalised,
+)
+from diffkern.ops import group_norm
+
+
+class NormMethod(FusedBlock):
+    """A norm by itself: where a block is not known, or has no activation after it, as before attention."""
+
+    does = "norm alone"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        return norm_kind(module) is not None
+
+    @classmethod
+    def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        channels = _channels(module)
+        if norm_kind(module) == "group_norm":
+            return (draw(2, channels, 3, 5),)
+        side = 3 if channels != 3 else 4  # one that multiplies by the width instead of the channels is to differ
+        return (draw(2, channels, *[side] * (_rank(module.g) - 2)),)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not has_kernel(x):
+            return super().forward(x, *args, **kwargs)
+        if norm_kind(self) == "channel_rms_norm":
+            return rms_normalised(self, x) if x.dim() == _rank(self.g) else super().forward(x)
+        if self.weight is not None and self.weight.dtype != x.dtype and x.dtype.itemsize != 2:
+            return super().forward(x)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _channels(norm: Any) -> int:
+    if norm_kind(norm) == "channel_rms_norm":
+        return int(norm.g.numel())
+    return int(norm.num_channels if norm.weight is None else norm.weight.shape[0])
+
+
+def _rank(g: Tensor) -> int:
+    """Of the images that a channel RMSNorm of weight g is for: (1, C, 1, …) tells it, (C,) is for two-dimensional."""
+    return 4 if g.dim() == 1 else g.dim()
+
+
+class SequentialMethod(FusedBlock):
+    """A Sequential in which a norm is followed by a SiLU: the two in one op."""
+
+    does = "norm and SiLU in one op"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        return type(module) is nn.Sequential and any(True for _ in _pairs(module))
+
+    @classmethod
+    def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        norm = next(child for child in module if norm_kind(child) is not None)
+        first = next(iter(module))
+        channels = getattr(first, "in_channels", _channels(norm))
+        rank = next((p.dim() for p in module.parameters() if p.dim() > 2), 4)
+        return (draw(2, channels, *[6] * (rank - 2)),)
+
+    @classmethod
+    def bypassed(cls, module: Any) -> Iterator[tuple[str, nn.Module]]:
+        for index in _pairs(module):
+            yield str(index), module[index]
+            yield str(index + 1), module[index + 1]
+
+    def forward(self, input: Any) -> Any:
+        modules: list[Any] = list(self._modules.values())
+        i = 0
+        while i < len(modules):
+            if i + 1 < len(modules) and _is_plain_pair(modules[i], modules[i + 1]) and has_kernel(input):
+                input = normalised(modules[i], modules[i + 1], input)
+                i += 2
+            else:
+                input = modules[i](input)
+                i += 1
+        return input
+
+
+def _is_plain_pair(norm: Any, act: Any) -> bool:
+    return is_plain_norm(norm) and is_plain(act, nn.SiLU)
+
+
+def _pairs(sequential: nn.Sequential) -> Iterator[int]:
+    """Indices of norms before a SiLU."""
+    for index, (first, second) in enumerate(itertools.pairwise(sequential)):
+        if norm_kind(first) is not None and type(second) is nn.SiLU:
+            yield index
+
+
+class GroupNorm(NormMethod, nn.GroupNorm):  # type: ignore[misc]
+    origin = nn.GroupNorm
+
+
+class Sequential(SequentialMethod, nn.Sequential):
+    origin = nn.Sequential
+
+
+METHODS = (SequentialMethod, NormMethod)

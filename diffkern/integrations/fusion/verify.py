@@ -1,0 +1,143 @@
+"""Comparing a block with what it is about to become, on random numbers.
+
+A name and attributes are a guess; what a block computes decides. It is called before and after with the same random
+input and, through ``torch.func.functional_call``, with random parameters in float32 on the CPU: so a convolution that
+starts at zero hides nothing, half precision blurs nothing, and the model's own tensors are neither changed nor moved.
+Hooks are put aside meanwhile, and the state of torch's generator is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diffkern import backends
+from diffkern.integrations.fusion.method import FusedBlock
+from diffkern.integrations.fusion.swap import restore, swap
+
+TOLERANCE = 2e-5  # of the largest value; rounding gives some 1e-6, a wrong formula 1e-2 and more
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class NotTheSame(Exception):
+    """Why a block is left alone."""
+
+
+def difference(module: nn.Module, method: type[FusedBlock]) -> float:
+    """max|after − before| / max|before| over training and evaluation mode; `module` is as it was afterwards.
+
+    Raises `NotTheSame` with the reason if that is above `TOLERANCE`, if an input was changed by one alone, or if the
+    block cannot be called with the example.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    state = {name: _random(name, p, generator) for name, p in module.named_parameters()}
+    state |= {name: b.detach().to("cpu", torch.float32 if b.is_floating_point() else b.dtype, copy=True)
+              for name, b in module.named_buffers()}  # fmt: skip
+    largest = 0.0
+    with _undisturbed(module):
+        for training in (False, True):
+            for submodule in module.modules():
+                submodule.training = training
+            try:
+                arguments = method.example(module, draw)
+            except Exception as error:  # a stranger's module may lack whatever this reads
+                raise NotTheSame(f"no input to try it on: {type(error).__name__}: {error}") from error
+            before = _called(module, state, arguments)
+            try:
+                swap(module, method)
+            except TypeError as error:
+                raise NotTheSame(f"Python does not change its class: {error}") from error
+            try:
+                after = _called(module, state, arguments)
+            finally:
+                restore(module)
+            largest = max(largest, _relative(after, before))
+    if not largest <= TOLERANCE:
+        raise NotTheSame(f"the fused block differs by {largest:.1e} of the largest value")
+    return largest
+
+
+def _called(module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, ...]) -> list[Tensor]:
+    """The outputs and, as a block may write into them, the arguments afterwards."""
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    arguments = tuple(_copied(argument) for argument in arguments)
+    torch.manual_seed(0)
+    try:
+        outputs = functional_call(module, state, arguments)
+    except Exception as error:  # whatever a stranger's module raises
+        raise NotTheSame(f"it cannot be tried on a random input: {type(error).__name__}: {error}") from error
+    tensors = list(_tensors(outputs))
+    if not tensors:
+        raise NotTheSame("it returns no tensor")
+    return [tensor.detach() for tensor in (*tensors, *_tensors(arguments))]
+
+
+def _relative(after: list[Tensor], before: list[Tensor]) -> float:
+    if [(t.shape, t.dtype) for t in after] != [(t.shape, t.dtype) for t in before]:
+        raise NotTheSame("the fused block's outputs have other shapes or dtypes")
+    worst = 0.0
+    for a, b in zip(after, before, strict=True):
+        if b.numel():
+            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)))
+    return worst
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, tuple | list):
+        for element in value:
+            yield from _tensors(element)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(element) for key, element in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_copied(element) for element in value)
+    return value
+
+
+def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
+    """Values that keep activations near one: weights by their fan-in, scales around one."""
+    if not parameter.is_floating_point():
+        return parameter.detach().cpu()
+    values = torch.randn(parameter.shape, generator=generator)
+    if parameter.dim() > 1 and parameter[0].numel() > 1:
+        return values / parameter[0].numel() ** 0.5
+    return 0.3 * values + (0 if name.endswith("bias") else 1)
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """No hooks, no gradients, no autocast; training flags and torch's generator are given back as they were."""
+    modules = list(module.modules())
+    flags = [m.training for m in modules]
+    hooks = [{name: m.__dict__[name] for name in _HOOKS if name in m.__dict__} for m in modules]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if backends.unavailable("native") is not None:
+            stack.enter_context(backends.use_backend("reference"))
+        try:
+            for m in modules:
+                m.__dict__.update({name: type(m.__dict__[name])() for name in _HOOKS if name in m.__dict__})
+            yield
+        finally:
+            for m, flag, own in zip(modules, flags, hooks, strict=True):
+                m.training = flag
+                m.__dict__.update(own)
