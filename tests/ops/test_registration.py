@@ -133,8 +133,13 @@ def cases() -> dict[str, tuple[str, tuple]]:
             weight, bias, scale, shift = grad(4, seed=1), grad(4, seed=2), grad(2, 4, seed=3), grad(2, 4, seed=4)
             found[f"group_norm {layout} {dtype}"] = ("group_norm", (x, 2, weight, bias, 1e-5, scale, shift, True))
             found[f"group_norm plain {layout} {dtype}"] = ("group_norm", (x, 4, None, None, 1e-5, None, None, False))
+            skip, offset = grad(2, 2, 3, 5, seed=5, dtype=dtype), grad(2, 6, seed=6)
+            arguments = (x, 2, None, None, 1e-5, None, None, True, skip, offset)
+            found[f"group_norm skip {layout} {dtype}"] = ("group_norm", arguments)
     backward = (X, X, randn(4), randn(4), None, None, torch.zeros(2, 2), torch.ones(2, 2), 2, True)
     found["group_norm_backward"] = ("group_norm_backward", backward)
+    parts = (X[:, :1].clone(), *backward[2:], in_layout(X[:, 1:], "channels_last"), randn(2, 4))
+    found["group_norm_backward skip"] = ("group_norm_backward", (X, *parts))
     return found
 
 
