@@ -34,7 +34,9 @@ GroupNormCase::GroupNormCase(const GroupNormShape& size, bool channels_last, DTy
     if (random.coin()) scale = parameter(true);
     if (random.coin()) shift = parameter(true);
     if (random.coin()) offset = parameter(true, center - 1.5);
-    for (const Buffer* part : {&x, &skip}) random.fill(*part, offset ? -2 : center - 2, offset ? 2 : center + 2);
+    const double of_x = offset ? 0 : center;
+    random.fill(x, of_x - 2, of_x + 2);
+    random.fill(skip, of_x - 2, of_x + 2);
 }
 
 GroupNormArgs GroupNormCase::forward_args(int num_threads) const {
