@@ -5,6 +5,7 @@
 #include "cpu/group_norm_channels_last.h"
 #include "cpu/group_norm_channels_last_backward.h"
 #include "cpu/group_norm_contiguous.h"
+#include "cpu/group_norm_contiguous_backward.h"
 
 namespace diffkern {
 namespace DIFFKERN_ISA {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -39,7 +37,7 @@ def group_norm(
         y = torch.empty_like(x)
     else:
         channels += skip.shape[1]
-        shape, skip = (samples, channels, pixels, channels_last), in_layout_of(skip, x)
+        shape, skip = (samples, channels, pixels, channels_last), _in_layout_of(skip, x)
         y = empty_with_channels(x, channels)
     about_to_write(y)
     mean = torch.empty(samples, num_groups, dtype=torch.float32)
@@ -93,7 +91,7 @@ def group_norm_backward(
     dx, dskip = about_to_write(torch.empty_like(x)), x.new_empty(0)
     if skip is not None:
         channels += skip.shape[1]
-        shape, skip = (samples, channels, pixels, channels_last), in_layout_of(skip, x)
+        shape, skip = (samples, channels, pixels, channels_last), _in_layout_of(skip, x)
         dskip = about_to_write(empty_with_channels(x, skip.shape[1]))
     parameters = (weight, bias, scale, shift, offset)
     grads = [gradient_room(p, x) for p in parameters]
@@ -126,15 +124,21 @@ def group_norm_backward(
     return dx, *grads[:4], dskip, grads[4]
 
 
-def group_norm_unsupported(x: Tensor, *rest: Any) -> str | None:
-    return _unsupported(x, *rest[7:8])
+def _in_layout_of(skip: Tensor, x: Tensor) -> Tensor:
+    if skip.data_ptr() == 0 and skip.numel():
+        raise RuntimeError(f"skip of shape {tuple(skip.shape)} has no memory: its storage was freed")
+    return in_layout_of(skip, x)
 
 
-def group_norm_backward_unsupported(dy: Tensor, x: Tensor, *rest: Any) -> str | None:
-    return _unsupported(x, *rest[8:9])
+def group_norm_unsupported(x: Tensor, *rest: object) -> str | None:
+    return _unsupported(x)
 
 
-def _unsupported(x: Tensor, skip: Tensor | None = None) -> str | None:
+def group_norm_backward_unsupported(dy: Tensor, x: Tensor, *rest: object) -> str | None:
+    return _unsupported(x)
+
+
+def _unsupported(x: Tensor) -> str | None:
     if x.dtype == torch.float64:
         return "float64 statistics are the reference's"
-    return cpu_only(x) or (None if skip is None else cpu_only(skip))
+    return cpu_only(x)
