@@ -67,7 +67,7 @@ def _called(module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, .
     """The outputs and, as a block may write into them, the arguments afterwards."""
     state = {name: tensor.clone() for name, tensor in state.items()}
     arguments = tuple(_copied(argument) for argument in arguments)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would seed accelerators' too
     try:
         outputs = functional_call(module, state, arguments)
     except Exception as error:  # whatever a stranger's module raises
