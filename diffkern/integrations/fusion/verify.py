@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules import module as hooks_of_all
 
 from diffkern import backends
 from diffkern.integrations.fusion.method import FusedBlock
@@ -124,6 +125,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     modules = list(module.modules())
     flags = [m.training for m in modules]
     hooks = [{name: m.__dict__[name] for name in _HOOKS if name in m.__dict__} for m in modules]
+    of_all = [(registered, registered.copy()) for registered in _hooks_of_all()]
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
@@ -131,10 +133,19 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         if backends.unavailable("native") is not None:
             stack.enter_context(backends.use_backend("reference"))
         try:
+            for registered, _ in of_all:
+                registered.clear()
             for m in modules:
                 m.__dict__.update({name: type(m.__dict__[name])() for name in _HOOKS if name in m.__dict__})
             yield
         finally:
+            for registered, earlier in of_all:
+                registered.update(earlier)
             for m, flag, own in zip(modules, flags, hooks, strict=True):
                 m.training = flag
                 m.__dict__.update(own)
+
+
+def _hooks_of_all() -> list[dict[int, Any]]:
+    """Torch's registries of hooks for every module."""
+    return [getattr(hooks_of_all, f"_global{name}") for name in _HOOKS]
