@@ -90,7 +90,8 @@ def test_other_processes_open_what_was_saved_without_fusing(tmp_path, run_python
     assert sorted(path.name for path in (tmp_path / "fused").iterdir()) == names
     for name in names:
         assert (tmp_path / "fused" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
-    run_python(textwrap.dedent(f"""
+    run_python(
+        textwrap.dedent(f"""
         import sys
         import torch
         from diffusers import UNet2DModel
@@ -106,7 +107,8 @@ def test_other_processes_open_what_was_saved_without_fusing(tmp_path, run_python
             got = saved["model"](**saved["inputs"]).sample
         expected = torch.load({str(tmp_path / "expected.pt")!r})
         assert (got - expected).abs().max() <= 2e-6 * expected.abs().max()
-    """))
+    """)
+    )
 
 
 def test_from_pretrained_and_from_config_of_a_fused_model(tmp_path):

@@ -25,8 +25,7 @@ class NormMethod(FusedBlock):
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
         if norm_kind(module) == "group_norm":
-            channels = module.weight.shape[0] if module.weight is not None else module.num_channels
-            return (draw(2, channels, 3, 5),)
+            return (draw(2, _channels(module), 3, 5),)
         return (draw(2, *(size if axis == 0 else 3 for axis, size in enumerate(module.g.shape[1:]))),)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -50,11 +49,9 @@ class SequentialMethod(FusedBlock):
 
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
-        norm = next(child for child in module if norm_kind(child) is not None)
-        first = next(iter(module))
-        channels = getattr(first, "in_channels", norm.weight.shape[0])
-        rank = getattr(first, "weight", norm.weight).dim()
-        return (draw(2, channels, *[6] * max(2, rank - 2)),)
+        channels = next(c for inner in module.modules() if (c := _channels(inner)) is not None)
+        rank = max((p.dim() for p in module.parameters()), default=1)  # of a convolution's weight, or a linear map's
+        return (draw(2, channels, *[6] * (2 if rank == 1 else rank - 2)),)
 
     @classmethod
     def bypassed(cls, module: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -73,6 +70,18 @@ class SequentialMethod(FusedBlock):
                 input = modules[i](input)
                 i += 1
         return input
+
+
+def _channels(module: Any) -> int | None:
+    """How many channels `module` takes, where that can be read from it."""
+    if norm_kind(module) == "channel_rms_norm":
+        return int(module.g.numel())
+    if norm_kind(module) == "group_norm" and module.weight is not None:
+        return int(module.weight.shape[0])
+    for name in ("in_channels", "in_features", "num_channels"):
+        if isinstance(getattr(module, name, None), int):
+            return int(getattr(module, name))
+    return None
 
 
 def _is_plain_pair(norm: Any, act: Any) -> bool:
