@@ -9,8 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffkern.integrations.fusion.method import Draw, FusedBlock
-from diffkern.integrations.fusion.submodules import has_kernel, is_plain, is_plain_norm, norm_kind, normalised
-from diffkern.ops import channel_rms_norm, group_norm
+from diffkern.integrations.fusion.submodules import (
+    has_kernel,
+    is_plain,
+    is_plain_norm,
+    norm_kind,
+    normalised,
+    rms_normalised,
+)
+from diffkern.ops import group_norm
 
 
 class NormMethod(FusedBlock):
@@ -24,18 +31,25 @@ class NormMethod(FusedBlock):
 
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        channels = _channels(module)
         if norm_kind(module) == "group_norm":
-            return (draw(2, _channels(module), 3, 5),)
-        return (draw(2, *(size if axis == 0 else 3 for axis, size in enumerate(module.g.shape[1:]))),)
+            return (draw(2, channels, 3, 5),)
+        side = 3 if channels != 3 else 4  # one that multiplies by the width instead of the channels is to differ
+        return (draw(2, channels, *[side] * (_rank(module.g) - 2)),)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        weight = self.g if norm_kind(self) == "channel_rms_norm" else self.weight
-        mixed = weight is not None and weight.dtype != x.dtype and x.dtype.itemsize != 2
-        if args or kwargs or mixed or not has_kernel(x):
+        if args or kwargs or not has_kernel(x):
             return super().forward(x, *args, **kwargs)
-        if norm_kind(self) == "group_norm":
-            return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        return channel_rms_norm(x, self.g.flatten())
+        if norm_kind(self) == "channel_rms_norm":
+            return rms_normalised(self, x) if x.dim() == _rank(self.g) else super().forward(x)
+        if self.weight is not None and self.weight.dtype != x.dtype and x.dtype.itemsize != 2:
+            return super().forward(x)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _rank(g: Tensor) -> int:
+    """Of the images that a channel RMSNorm of weight g is for: (1, C, 1, …) tells it, (C,) is for two-dimensional."""
+    return 4 if g.dim() == 1 else g.dim()
 
 
 class SequentialMethod(FusedBlock):
