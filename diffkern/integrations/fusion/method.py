@@ -39,6 +39,11 @@ class FusedBlock(Fused):
         raise NotImplementedError
 
     @classmethod
+    def example_keywords(cls, module: Any) -> dict[str, Any]:
+        """Arguments for that call that can be given by name only."""
+        return {}
+
+    @classmethod
     def bypassed(cls, module: Any) -> Iterator[tuple[str, nn.Module]]:
         """Names and modules of what is computed without being called, where it is plain."""
         yield from ()
@@ -47,3 +52,9 @@ class FusedBlock(Fused):
     def effect(cls, module: Any) -> str:
         """`does`, or more of it where that depends on the block's settings."""
         return cls.does
+
+
+def computes_as(module: nn.Module, name: str) -> bool:
+    """Whether the class of `module` is called `name`, or takes the forward from one that is."""
+    kinds = [kind for kind in type(module).__mro__ if kind.__name__ == name]
+    return any(type(module).forward is kind.forward for kind in kinds)  # type: ignore[attr-defined]

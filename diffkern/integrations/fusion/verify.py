@@ -47,14 +47,17 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
         for training in (False, True):
             for submodule in module.modules():
                 submodule.training = training
-            arguments = method.example(module, draw)
-            before = _called(module, state, arguments)
+            try:
+                arguments, keywords = method.example(module, draw), method.example_keywords(module)
+            except Exception as error:  # a stranger's module may lack whatever this reads
+                raise NotTheSame(f"no input to try it on: {type(error).__name__}: {error}") from error
+            before = _called(module, state, arguments, keywords)
             try:
                 swap(module, method)
             except TypeError as error:
                 raise NotTheSame(f"Python does not change its class: {error}") from error
             try:
-                after = _called(module, state, arguments)
+                after = _called(module, state, arguments, keywords)
             finally:
                 restore(module)
             largest = max(largest, _relative(after, before))
@@ -63,13 +66,15 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
     return largest
 
 
-def _called(module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, ...]) -> list[Tensor]:
+def _called(
+    module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> list[Tensor]:
     """The outputs and, as a block may write into them, the arguments afterwards."""
     state = {name: tensor.clone() for name, tensor in state.items()}
     arguments = tuple(_copied(argument) for argument in arguments)
     torch.manual_seed(0)
     try:
-        outputs = functional_call(module, state, arguments)
+        outputs = functional_call(module, state, arguments, keywords)
     except Exception as error:  # whatever a stranger's module raises
         raise NotTheSame(f"it cannot be tried on a random input: {type(error).__name__}: {error}") from error
     tensors = list(_tensors(outputs))
@@ -120,10 +125,14 @@ def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """No hooks, no gradients, no autocast; training flags and torch's generator are given back as they were."""
+    """No hooks, no gradients, no autocast, no half precision; modules and torch's generator are given back as they were.
+
+    An attribute that says what dtype to cast to says float32 meanwhile, as the parameters are.
+    """
     modules = list(module.modules())
     flags = [m.training for m in modules]
     hooks = [{name: m.__dict__[name] for name in _HOOKS if name in m.__dict__} for m in modules]
+    dtypes = [{name: value for name, value in vars(m).items() if isinstance(value, torch.dtype)} for m in modules]
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
@@ -131,10 +140,12 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         if backends.unavailable("native") is not None:
             stack.enter_context(backends.use_backend("reference"))
         try:
-            for m in modules:
+            for m, own in zip(modules, dtypes, strict=True):
                 m.__dict__.update({name: type(m.__dict__[name])() for name in _HOOKS if name in m.__dict__})
+                m.__dict__.update(dict.fromkeys(own, torch.float32))
             yield
         finally:
-            for m, flag, own in zip(modules, flags, hooks, strict=True):
+            for m, flag, *own in zip(modules, flags, hooks, dtypes, strict=True):
                 m.training = flag
-                m.__dict__.update(own)
+                for attributes in own:
+                    m.__dict__.update(attributes)

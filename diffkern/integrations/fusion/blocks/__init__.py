@@ -7,13 +7,30 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from diffkern.integrations.fusion.blocks import diffusers, diffusers_decoder, generic, upsample
+from diffkern.integrations.fusion.blocks import (
+    diffusers,
+    diffusers_decoder,
+    edm,
+    edm_decoder,
+    generic,
+    guided_decoder,
+    guided_diffusion,
+    k_diffusion,
+    lucidrains,
+    upsample,
+)
 from diffkern.integrations.fusion.method import FusedBlock
 
 # Whole blocks before what they contain.
 METHODS: tuple[type[FusedBlock], ...] = (
     *diffusers_decoder.METHODS,
     *diffusers.METHODS,
+    *guided_decoder.METHODS,
+    *guided_diffusion.METHODS,
+    *edm_decoder.METHODS,
+    *edm.METHODS,
+    *lucidrains.METHODS,
+    *k_diffusion.METHODS,
     *upsample.METHODS,
     *generic.METHODS,
 )
