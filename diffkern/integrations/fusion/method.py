@@ -47,3 +47,9 @@ class FusedBlock(Fused):
     def effect(cls, module: Any) -> str:
         """`does`, or more of it where that depends on the block's settings."""
         return cls.does
+
+
+def computes_as(module: nn.Module, name: str) -> bool:
+    """Whether the class of `module` is called `name`, or takes the forward from one that is."""
+    kinds = [kind for kind in type(module).__mro__ if kind.__name__ == name]
+    return any(type(module).forward is kind.forward for kind in kinds)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ come at any time; a submodule that is not plain is called.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -65,9 +66,19 @@ def norm_kind(module: Any) -> str | None:
         return "group_norm"
     if name == "GroupNorm" and not issubclass(kind, nn.GroupNorm) and hasattr(module, "num_groups"):
         return "group_norm"
-    if name == "RMSNorm" and hasattr(module, "g") and hasattr(module, "scale"):
+    if name == "RMSNorm" and _is_over_channels(module):
         return "channel_rms_norm"
     return None
+
+
+def _is_over_channels(module: Any) -> bool:
+    """Whether an RMSNorm is over axis 1: of weight g (1, C, 1, …), or (C,) and an axis that is told."""
+    g = getattr(module, "g", None)
+    if not isinstance(g, Tensor):
+        return False
+    if g.dim() == 1:
+        return bool(getattr(module, "normalize_dim", None) == 1)
+    return g.dim() > 2 and g.numel() == g.shape[1]
 
 
 def is_plain_norm(module: Any) -> bool:
@@ -120,21 +131,38 @@ def normalised(
             x = torch.cat([x, skip], 1)
         if offset is not None:
             x = x + _over_pixels(offset, x)
-        y = channel_rms_norm(x, norm.g.flatten(), scale=scale, shift=shift, activation=activation)
+        y = rms_normalised(norm, x, scale, shift, activation)
     return y if act is None or fused_act else act(y)
+
+
+def rms_normalised(
+    norm: Any, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """An RMSNorm over axis 1 with scale, shift and activation; as eager, in the widest dtype of all that it is given.
+
+    Under autocast that is float32, from a 16-bit x and a float32 weight.
+    """
+    dtype = reduce(torch.promote_types, [t.dtype for t in (x, norm.g, scale, shift) if t is not None])
+    scale, shift = (None if t is None else t.to(dtype) for t in (scale, shift))
+    return channel_rms_norm(x.to(dtype), norm.g.to(dtype).flatten(), scale=scale, shift=shift, activation=activation)
 
 
 def residual(x: Tensor, h: Tensor, maker: nn.Module, divisor: float = 1.0) -> Tensor:
     """(x + h) / divisor, written into h where that is the output of a plain convolution, `maker`, and nobody else's.
 
-    A convolution's gradient does not need its output. h keeps what torch's own x + h would have: x's dtype and strides.
+    A convolution's gradient does not need its output.
     """
-    if (
-        is_plain(maker, nn.Conv2d, nn.Conv1d, nn.Conv3d)
-        and h.dtype == x.dtype
-        and h.shape == x.shape
-        and h.stride() == x.stride()
-    ):
+    return add_residual(x, h, is_plain(maker, nn.Conv2d, nn.Conv1d, nn.Conv3d), divisor)
+
+
+def add_residual(x: Tensor, h: Tensor, h_is_ours: bool, divisor: float = 1.0) -> Tensor:
+    """(x + h) / divisor, written into h if nobody else has or needs h's values.
+
+    h keeps what torch's own x + h would have: x's dtype and strides. Autograd allows no writing into a view that an op
+    with several outputs returns.
+    """
+    alike = h.dtype == x.dtype and h.shape == x.shape and h.stride() == x.stride()
+    if h_is_ours and alike and (torch.compiler.is_compiling() or not h._is_view()):
         h.add_(x)
         return h if divisor == 1.0 else h.div_(divisor)
     h = x + h
@@ -147,7 +175,9 @@ def _over_pixels(per_channel: Tensor, x: Tensor) -> Tensor:
 
 def _same_dtype(norm: Any, x: Tensor, *others: Tensor | None) -> bool:
     """Whether the op's result has the dtype that eager's promotion would give."""
-    weight = norm.g if norm_kind(norm) == "channel_rms_norm" else norm.weight
+    if norm_kind(norm) == "channel_rms_norm":
+        return True
+    weight = norm.weight
     if weight is not None and weight.dtype != x.dtype and not (weight.dtype == torch.float32 and x.dtype.itemsize == 2):
         return False
     return all(other is None or other.dtype == x.dtype for other in others)

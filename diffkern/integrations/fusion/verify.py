@@ -47,7 +47,10 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
         for training in (False, True):
             for submodule in module.modules():
                 submodule.training = training
-            arguments = method.example(module, draw)
+            try:
+                arguments = method.example(module, draw)
+            except Exception as error:  # a stranger's module may lack whatever this reads
+                raise NotTheSame(f"no input to try it on: {type(error).__name__}: {error}") from error
             before = _called(module, state, arguments)
             try:
                 swap(module, method)

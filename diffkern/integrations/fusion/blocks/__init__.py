@@ -7,13 +7,22 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from diffkern.integrations.fusion.blocks import diffusers, diffusers_decoder, generic, upsample
+from diffkern.integrations.fusion.blocks import (
+    diffusers,
+    diffusers_decoder,
+    generic,
+    k_diffusion,
+    lucidrains,
+    upsample,
+)
 from diffkern.integrations.fusion.method import FusedBlock
 
 # Whole blocks before what they contain.
 METHODS: tuple[type[FusedBlock], ...] = (
     *diffusers_decoder.METHODS,
     *diffusers.METHODS,
+    *lucidrains.METHODS,
+    *k_diffusion.METHODS,
     *upsample.METHODS,
     *generic.METHODS,
 )

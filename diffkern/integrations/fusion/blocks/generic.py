@@ -9,8 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffkern.integrations.fusion.method import Draw, FusedBlock
-from diffkern.integrations.fusion.submodules import has_kernel, is_plain, is_plain_norm, norm_kind, normalised
-from diffkern.ops import channel_rms_norm, group_norm
+from diffkern.integrations.fusion.submodules import (
+    has_kernel,
+    is_plain,
+    is_plain_norm,
+    norm_kind,
+    normalised,
+    rms_normalised,
+)
+from diffkern.ops import group_norm
 
 
 class NormMethod(FusedBlock):
@@ -24,19 +31,31 @@ class NormMethod(FusedBlock):
 
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        channels = _channels(module)
         if norm_kind(module) == "group_norm":
-            channels = module.weight.shape[0] if module.weight is not None else module.num_channels
             return (draw(2, channels, 3, 5),)
-        return (draw(2, *(size if axis == 0 else 3 for axis, size in enumerate(module.g.shape[1:]))),)
+        side = 3 if channels != 3 else 4  # one that multiplies by the width instead of the channels is to differ
+        return (draw(2, channels, *[side] * (_rank(module.g) - 2)),)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        weight = self.g if norm_kind(self) == "channel_rms_norm" else self.weight
-        mixed = weight is not None and weight.dtype != x.dtype and x.dtype.itemsize != 2
-        if args or kwargs or mixed or not has_kernel(x):
+        if args or kwargs or not has_kernel(x):
             return super().forward(x, *args, **kwargs)
-        if norm_kind(self) == "group_norm":
-            return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        return channel_rms_norm(x, self.g.flatten())
+        if norm_kind(self) == "channel_rms_norm":
+            return rms_normalised(self, x) if x.dim() == _rank(self.g) else super().forward(x)
+        if self.weight is not None and self.weight.dtype != x.dtype and x.dtype.itemsize != 2:
+            return super().forward(x)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _channels(norm: Any) -> int:
+    if norm_kind(norm) == "channel_rms_norm":
+        return int(norm.g.numel())
+    return int(norm.num_channels if norm.weight is None else norm.weight.shape[0])
+
+
+def _rank(g: Tensor) -> int:
+    """Of the images that a channel RMSNorm of weight g is for: (1, C, 1, …) tells it, (C,) is for two-dimensional."""
+    return 4 if g.dim() == 1 else g.dim()
 
 
 class SequentialMethod(FusedBlock):
@@ -52,9 +71,9 @@ class SequentialMethod(FusedBlock):
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
         norm = next(child for child in module if norm_kind(child) is not None)
         first = next(iter(module))
-        channels = getattr(first, "in_channels", norm.weight.shape[0])
-        rank = getattr(first, "weight", norm.weight).dim()
-        return (draw(2, channels, *[6] * max(2, rank - 2)),)
+        channels = getattr(first, "in_channels", _channels(norm))
+        rank = next((p.dim() for p in module.parameters() if p.dim() > 2), 4)
+        return (draw(2, channels, *[6] * (rank - 2)),)
 
     @classmethod
     def bypassed(cls, module: Any) -> Iterator[tuple[str, nn.Module]]:
