@@ -12,8 +12,14 @@ import torch
 
 from diffkern import ops
 from tests.conftest import ROOT
+from tests.fusion.peers import k_diffusion, lucidrains
 
 DOCS = ROOT / "docs"
+# Of what an example may import, what is installed here without some of its own dependencies.
+PEERS = {
+    "denoising_diffusion_pytorch": lucidrains.denoising_diffusion_pytorch,
+    "k_diffusion": k_diffusion.image_v1,
+}
 PUBLIC_OPS = sorted(name for name in dir(ops) if inspect.isfunction(getattr(ops, name)))
 
 
@@ -38,6 +44,9 @@ def section(name: str) -> str:
 
 @pytest.mark.parametrize(("place", "code"), examples(), ids=[place for place, _ in examples()])
 def test_example(place, code):
+    for package, imported in PEERS.items():
+        if package in code:
+            imported()
     torch.manual_seed(0)
     exec(compile(code, place, "exec"), {"__name__": Path(place).stem})
 

@@ -4,14 +4,18 @@
 //
 //   shape    (samples, channels, pixels, channels_last)
 //   operand  (address, dtype code, elements between samples), or None
+//   param    (address, dtype code, elements between samples, elements between channels), or None
 //   source   (seed address, draw address, draw per sample, samples address, index per sample, stream), or None
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
+
 #include "common/dtype.h"
 #include "cpu/noise.h"
 #include "cpu/operand.h"
+#include "cpu/parameter.h"
 
 namespace diffkern {
 
@@ -34,6 +38,13 @@ inline Operand operand_of(const py::handle& o) {
     if (o.is_none()) return {};
     const auto t = py::reinterpret_borrow<py::tuple>(o);
     return {pointer<char>(t[0]), dtype_of(t[1]), t[2].cast<int64_t>()};
+}
+
+inline Parameter parameter_of(const py::handle& o) {
+    if (o.is_none()) return {};
+    const auto t = py::reinterpret_borrow<py::tuple>(o);
+    if (pointer<const char>(t[0]) == nullptr) throw std::invalid_argument("a parameter has no memory");
+    return {pointer<const char>(t[0]), dtype_of(t[1]), t[2].cast<int64_t>(), t[3].cast<int64_t>()};
 }
 
 inline NoiseArgs source_of(const py::handle& o) {

@@ -29,6 +29,7 @@ void bind_guidance_rescale(py::module_&);
 void bind_dynamic_threshold(py::module_&);
 void bind_group_norm(py::module_&);
 void bind_group_norm_eager(py::module_&);
+void bind_channel_rms_norm(py::module_&);
 void bind_recycled(py::module_&);
 void bind_tensor(py::module_&);
 void bind_diffusion_loss(py::module_&);
@@ -82,6 +83,7 @@ PYBIND11_MODULE(_cpu, m) {
     bind_dynamic_threshold(m);
     bind_group_norm(m);
     bind_group_norm_eager(m);
+    bind_channel_rms_norm(m);
     bind_recycled(m);
     bind_tensor(m);
     bind_diffusion_loss(m);

@@ -1,18 +1,8 @@
-#include <stdexcept>
-
 #include "bindings/convert.h"
 #include "cpu/group_norm.h"
 
 namespace diffkern {
 namespace {
-
-//   param  (address, dtype code, elements between samples, elements between channels), or None
-Parameter parameter_of(const py::handle& o) {
-    if (o.is_none()) return {};
-    const auto t = py::reinterpret_borrow<py::tuple>(o);
-    if (pointer<const char>(t[0]) == nullptr) throw std::invalid_argument("a parameter has no memory");
-    return {pointer<const char>(t[0]), dtype_of(t[1]), t[2].cast<int64_t>(), t[3].cast<int64_t>()};
-}
 
 GroupNormArgs group_norm_args(const py::tuple& shape, int64_t num_groups, int dtype, const py::handle& x,
                               const py::handle& weight, const py::handle& bias, const py::handle& scale,

@@ -3,19 +3,9 @@
 #include "common/dtype.h"
 #include "cpu/isa.h"
 #include "cpu/noise.h"
+#include "cpu/parameter.h"
 
 namespace diffkern {
-
-// A small parameter: (C,) with sample_stride 0, or (N, C) with any strides. Null where the call has none.
-struct Parameter {
-    const char* data = nullptr;
-    DType dtype = DType::f32;
-    int64_t sample_stride = 0, channel_stride = 0;  // in elements
-
-    explicit operator bool() const {
-        return data != nullptr;
-    }
-};
 
 struct GroupNormArgs {
     SampleShape shape;

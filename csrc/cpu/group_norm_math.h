@@ -10,50 +10,14 @@
 // Both kernels work on d = x - mean with rstd folded into the coefficients: z = d a + beta', a = gamma' rstd.
 #pragma once
 
+#include "cpu/activation.h"
 #include "cpu/group_norm.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/vec.h"
 
 namespace diffkern {
 namespace DIFFKERN_ISA {
-
-template <class T>
-class Scratch {
- public:
-    explicit Scratch(int64_t size) : data_(size > 0 ? new T[static_cast<unsigned long>(size)] : nullptr) {
-    }
-    ~Scratch() {
-        delete[] data_;
-    }
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    operator T*() {
-        return data_;
-    }
-
- private:
-    T* data_;
-};
-
-// parameter[sample, first .. first + count) as float32.
-template <class T>
-void load_row(const Parameter& p, int64_t sample, int64_t first, int64_t count, float* out) {
-    const T* data = reinterpret_cast<const T*>(p.data) + sample * p.sample_stride + first * p.channel_stride;
-    if (p.channel_stride == 1)
-        for_lanes(0, count, [&](int64_t i, int n) DIFFKERN_LAMBDA { store_n(out + i, load_n(data + i, n), n); });
-    else
-        for (int64_t i = 0; i < count; ++i) out[i] = to_float(data[i * p.channel_stride]);
-}
-inline void load_row(const Parameter& p, int64_t sample, int64_t first, int64_t count, float absent, float* out) {
-    if (!p)
-        for (int64_t i = 0; i < count; ++i) out[i] = absent;
-    else if (p.dtype == DType::bf16)
-        load_row<bf16>(p, sample, first, count, out);
-    else if (p.dtype == DType::f16)
-        load_row<f16>(p, sample, first, count, out);
-    else
-        load_row<float>(p, sample, first, count, out);
-}
 
 // gamma' and beta' of `count` channels of a sample. Room for `count` floats in each.
 inline void affine_row(const GroupNormArgs& a, int64_t sample, int64_t first, int64_t count, float* gamma,
@@ -102,17 +66,6 @@ struct Moments {
         return 1.0 / __builtin_sqrt(m2 / count + eps);
     }
 };
-
-template <bool kSilu>
-DIFFKERN_INLINE f32v activate(f32v z) {
-    return kSilu ? silu(z) : z;
-}
-
-// d act(z) / dz times dy
-template <bool kSilu>
-DIFFKERN_INLINE f32v activation_backward(f32v z, f32v dy) {
-    return kSilu ? dy * silu_derivative(z) : dy;
-}
 
 }  // namespace DIFFKERN_ISA
 }  // namespace diffkern

@@ -24,7 +24,8 @@ def per_channel(name: str, value: Tensor, x: Tensor, channels: int) -> Tensor:
         if tuple(value.shape) not in ((samples, channels, *ones), (1, channels, *ones)):
             allowed = f"{(samples, channels)} or {(samples, channels, *ones)}"
             raise ValueError(f"{name} must have shape {allowed}, got {tuple(value.shape)}")
-        value = value.reshape(value.shape[0], channels).expand(samples, channels)
+        value = value.reshape(value.shape[0], channels)
+        value = value if value.shape[0] == samples else value.expand(samples, channels)
     check_parameter(name, value, x, (samples, channels))
     return value
 

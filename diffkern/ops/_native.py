@@ -13,6 +13,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
 
 OperandTuple = tuple[int, int, int]
+ParameterTuple = tuple[int, int, int, int]
 
 
 def cpu_only(x: Tensor) -> str | None:
@@ -67,6 +68,22 @@ def optional_operand(x: Tensor | None) -> OperandTuple | None:
 def float32_dense(x: Tensor | None, channels_last: bool) -> Tensor | None:
     """`sample_dense` for arithmetic in float32, which takes 16 bits as they are and has float64 cast; None stays."""
     return None if x is None else sample_dense(x, channels_last, torch.float32 if x.dtype == torch.float64 else None)
+
+
+def parameter_tuple(p: Tensor | None) -> ParameterTuple | None:
+    """The bindings' `param`: (C,) has no stride between samples, (N, C) has both, whatever they are."""
+    if p is None:
+        return None
+    if p.dim() == 1:
+        return p.data_ptr(), DTYPE_CODES[p.dtype], 0, p.stride(0)
+    return p.data_ptr(), DTYPE_CODES[p.dtype], p.stride(0), p.stride(1)
+
+
+def gradient_room(parameter: Tensor | None, x: Tensor) -> Tensor:
+    """Room for a parameter's gradient in float32, contiguous; empty and of x's dtype where there is none."""
+    if parameter is None:
+        return x.new_empty(0)
+    return torch.empty(parameter.shape, dtype=torch.float32)
 
 
 def counter_source(seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> tuple[int, int, bool, int, bool, int]:

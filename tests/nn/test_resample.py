@@ -1,7 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from diffkern.nn import Downsample, Upsample, upsample_nearest
+from diffkern.nn.resample import can_fold, upsample_conv
 
 
 def test_nearest_repeats_every_pixel_and_keeps_the_memory_format():
@@ -38,3 +41,68 @@ def test_downsample_pads_where_it_says(padding, offset):
 def test_unknown_padding():
     with pytest.raises(ValueError, match="padding"):
         Downsample(4, "same")
+
+
+FOLDED = (2, 5, 12, 13)  # more than 256 pixels
+AS_IT_STANDS = (2, 5, 3, 7)
+
+
+def two_steps(x, weight, bias):
+    repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return F.conv2d(repeated, weight, bias, padding=1)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", [FOLDED, (1, 1, 257, 1), (300, 3, 1, 1), AS_IT_STANDS])
+def test_upsample_conv_is_a_convolution_of_the_repeated_pixels(shape, with_bias, memory_format):
+    """Values, borders included, and all gradients, in float64 to its rounding; the memory format is kept."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator).to(memory_format=memory_format)
+    weight = torch.randn(4, shape[1], 3, 3, dtype=torch.float64, generator=generator)
+    bias = torch.randn(4, dtype=torch.float64, generator=generator) if with_bias else None
+    inputs = [t.requires_grad_() for t in (x, weight, bias) if t is not None]
+    y, expected = upsample_conv(x, weight, bias), two_steps(x, weight, bias)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-13 * expected.abs().max().item())
+    assert y.is_contiguous(memory_format=memory_format)
+    dy = torch.randn(y.shape, dtype=torch.float64, generator=generator)
+    for ours, theirs in zip(torch.autograd.grad(y, inputs, dy), torch.autograd.grad(expected, inputs, dy), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13 * max(1, theirs.abs().max().item()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_upsample_conv_sums_half_precision_weights_in_float32(dtype):
+    """What is added to the convolution's own error is one rounding of each sum: within half an ulp of the largest."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(FOLDED, generator=generator).to(dtype)
+    weight = torch.randn(4, FOLDED[1], 3, 3, generator=generator).to(dtype)
+    exact = two_steps(x.double(), weight.double(), None)
+    error = (upsample_conv(x, weight).double() - exact).abs().max() / exact.abs().max()
+    assert error <= 2 * torch.finfo(dtype).eps
+    with torch.autocast("cpu", dtype=dtype):
+        under_autocast = upsample_conv(x.float(), weight.float())
+    assert under_autocast.dtype == dtype
+    assert (under_autocast.double() - exact).abs().max() / exact.abs().max() <= 2 * torch.finfo(dtype).eps
+
+
+def test_upsample_conv_folds_only_where_it_saves():
+    """A small image goes through the two steps, to the bit."""
+    x, weight = torch.randn(AS_IT_STANDS), torch.randn(4, AS_IT_STANDS[1], 3, 3)
+    assert torch.equal(upsample_conv(x, weight), two_steps(x, weight, None))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 5, "padding": 2},
+        {"padding": 0},
+        {"stride": 2, "padding": 1},
+        {"dilation": 2, "padding": 2},
+        {"groups": 2, "padding": 1},
+        {"padding_mode": "circular", "padding": 1},
+    ],
+)
+def test_what_cannot_be_folded(settings):
+    assert can_fold(nn.Conv2d(4, 6, 3, padding=1))
+    assert can_fold(nn.Conv2d(4, 6, 3, padding="same"))
+    assert not can_fold(nn.Conv2d(4, 6, settings.pop("kernel_size", 3), **settings))

@@ -90,6 +90,26 @@ def eager_group_norm(
     return F.silu(z) if silu else z
 
 
+def channel_rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """act(x / max(‖x‖₂, eps)·√C·weight·(1 + scale) + shift), the norm of each pixel's channels."""
+    z = F.normalize(x.to(dtype), dim=1, eps=eps) * x.shape[1] ** 0.5
+    if weight is not None:
+        z = z * expand(weight.to(dtype).unsqueeze(0), x)
+    if scale is not None:
+        z = z * (expand(scale.to(dtype).flatten(1), x) + 1)
+    if shift is not None:
+        z = z + expand(shift.to(dtype).flatten(1), x)
+    return F.silu(z) if silu else z
+
+
 def guidance_rescale(model_output: Tensor, guidance_scale: Tensor, phi: float) -> Tensor:
     """φ·std(c)/std(u + w·(c − u)) + 1 − φ per sample, 1 where a sample has no deviation."""
     uncond, cond = model_output.chunk(2)

@@ -8,6 +8,7 @@ import torch
 
 from diffkern.backends import use_backend
 from diffkern.ops import (
+    channel_rms_norm,
     diffusion_loss,
     diffusion_loss_and_grad,
     group_norm,
@@ -182,6 +183,7 @@ GROUP_NORM: list[Mistake] = [
     ({"activation": "relu"}, ValueError, "activation"),
     ({"activation": True}, ValueError, "activation"),
 ]
+CHANNEL_RMS_NORM = [mistake for mistake in GROUP_NORM if not {"num_groups", "bias"} & mistake[0].keys()]
 TABLES = ProcessTables(SIGNAL, SIGMA)
 DIFFUSION_LOSS: list[Mistake] = [
     ({"model_output": INTEGERS}, TypeError, "model_output must be"),
@@ -279,6 +281,7 @@ OPS = {
         SOLVER_STEP,
     ),
     "group_norm": (group_norm, {"x": X, "num_groups": 2}, GROUP_NORM),
+    "channel_rms_norm": (channel_rms_norm, {"x": X}, CHANNEL_RMS_NORM),
     "diffusion_loss": (
         diffusion_loss,
         {"model_output": X, "x0": X, "t": T, "tables": TABLES, "seed": 1},

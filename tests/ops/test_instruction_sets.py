@@ -17,6 +17,7 @@ FEW = [
     "test_philox_uint32.py",
     "test_philox_normal.py",
     "test_group_norm_extremes.py",
+    "test_channel_rms_norm_extremes.py",
     "test_diffusion_loss.py",
     "test_dynamic_threshold.py",
     "test_guidance_rescale.py",
@@ -30,6 +31,7 @@ ALL = [
     "test_solver_step_memory.py",
     "test_group_norm.py",
     "test_group_norm_gradients.py",
+    "test_channel_rms_norm.py",
     "test_diffusion_loss_gradients.py",
 ]
 SETS = ("portable", "avx2", "avx512")

@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffkern.ops import (
+    channel_rms_norm,
     diffusion_loss,
     diffusion_loss_and_grad,
     dynamic_threshold,
@@ -133,8 +134,15 @@ def cases() -> dict[str, tuple[str, tuple]]:
             weight, bias, scale, shift = grad(4, seed=1), grad(4, seed=2), grad(2, 4, seed=3), grad(2, 4, seed=4)
             found[f"group_norm {layout} {dtype}"] = ("group_norm", (x, 2, weight, bias, 1e-5, scale, shift, True))
             found[f"group_norm plain {layout} {dtype}"] = ("group_norm", (x, 4, None, None, 1e-5, None, None, False))
+            for name, arguments in {
+                "": (weight, 1e-12, scale, shift, True),
+                " plain": (None, 1e-5, None, None, False),
+            }.items():
+                found[f"channel_rms_norm{name} {layout} {dtype}"] = ("channel_rms_norm", (x, *arguments))
     backward = (X, X, randn(4), randn(4), None, None, torch.zeros(2, 2), torch.ones(2, 2), 2, True)
     found["group_norm_backward"] = ("group_norm_backward", backward)
+    backward = (X, X, randn(4), 1e-12, randn(2, 4), None, X.norm(dim=1, keepdim=True), True)
+    found["channel_rms_norm_backward"] = ("channel_rms_norm_backward", backward)
     return found
 
 
@@ -176,6 +184,7 @@ def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
     x = in_layout(X.to(dtype), layout)
     functions = [
         lambda x: group_norm(x, 2, activation="silu"),
+        lambda x: channel_rms_norm(x, activation="silu"),
         lambda x: q_sample(x, T.to(x.device), SIGNAL.to(x.device), SIGMA.to(x.device), seed=1),
         lambda x: solver_step(x, x, programs.PLAIN, 0, seed=1),
         lambda x: guidance_rescale(x, 2.0, 0.5),
@@ -216,7 +225,7 @@ def test_a_fake_mode_or_transform_leaves_nothing_behind(backend):
 class Everything(torch.nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         x_t = q_sample(x, t, SIGNAL, SIGMA, seed=seed)
-        y = group_norm(x_t, 2, activation="silu")
+        y = group_norm(channel_rms_norm(x_t), 2, activation="silu")
         z = philox_normal((2, 4, 3, 5), seed, stream=5)
         loss, slope = diffusion_loss_and_grad(y, x, t, TABLES, scale=0.5, target="v", seed=seed)
         y = y - slope * diffusion_loss(y, x, t, TABLES, weight=loss, seed=seed)[:, None, None, None]

@@ -189,9 +189,11 @@ def residual(x: Tensor, h: Tensor, maker: nn.Module, divisor: float = 1.0) -> Te
 def add_residual(x: Tensor, h: Tensor, h_is_ours: bool, divisor: float = 1.0) -> Tensor:
     """(x + h) / divisor, written into h if nobody else has or needs h's values.
 
-    h keeps what torch's own x + h would have: x's dtype and strides.
+    h keeps what torch's own x + h would have: x's dtype and strides. Autograd allows no writing into a view that an op
+    with several outputs returns.
     """
-    if h_is_ours and h.dtype == x.dtype and h.shape == x.shape and h.stride() == x.stride():
+    alike = h.dtype == x.dtype and h.shape == x.shape and h.stride() == x.stride()
+    if h_is_ours and alike and (torch.compiler.is_compiling() or not h._is_view()):
         h.add_(x)
         return h if divisor == 1.0 else h.div_(divisor)
     h = x + h

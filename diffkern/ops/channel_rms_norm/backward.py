@@ -57,6 +57,5 @@ BACKWARD = Op(
     "channel_rms_norm_backward(Tensor dy, Tensor x, Tensor? weight, float eps, Tensor? scale, Tensor? shift, "
     "Tensor norm, bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
     package=__package__,
-    preference=("reference",),
     fake=_fake_backward,
 )

@@ -77,7 +77,6 @@ OP = Op(
     "channel_rms_norm(Tensor x, Tensor? weight, float eps, Tensor? scale, Tensor? shift, bool silu) -> "
     "(Tensor, Tensor)",
     package=__package__,
-    preference=("reference",),
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,

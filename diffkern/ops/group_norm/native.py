@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._native import DTYPE_CODES, about_to_write, cpu_only, num_threads, sample_shape
-
-ParameterTuple = tuple[int, int, int, int]
+from diffkern.ops._native import (
+    DTYPE_CODES,
+    about_to_write,
+    cpu_only,
+    gradient_room,
+    num_threads,
+    parameter_tuple,
+    sample_shape,
+)
 
 
 def group_norm(
@@ -37,10 +43,10 @@ def group_norm(
         num_groups,
         DTYPE_CODES[x.dtype],
         x.data_ptr(),
-        _parameter(weight),
-        _parameter(bias),
-        _parameter(scale),
-        _parameter(shift),
+        parameter_tuple(weight),
+        parameter_tuple(bias),
+        parameter_tuple(scale),
+        parameter_tuple(shift),
         eps,
         silu,
         y.data_ptr(),
@@ -73,7 +79,7 @@ def group_norm_backward(
     else:
         x, dy = x.contiguous(), dy.contiguous()
     dx = about_to_write(torch.empty_like(x))
-    grads = [_float32_like(weight, x), _float32_like(bias, x), _float32_like(scale, x), _float32_like(shift, x)]
+    grads = [gradient_room(weight, x), gradient_room(bias, x), gradient_room(scale, x), gradient_room(shift, x)]
     if samples * channels * pixels == 0:
         grads = [gradient.zero_() for gradient in grads]
     else:
@@ -84,10 +90,10 @@ def group_norm_backward(
             num_groups,
             DTYPE_CODES[x.dtype],
             x.data_ptr(),
-            _parameter(weight),
-            _parameter(bias),
-            _parameter(scale),
-            _parameter(shift),
+            parameter_tuple(weight),
+            parameter_tuple(bias),
+            parameter_tuple(scale),
+            parameter_tuple(shift),
             silu,
             mean.data_ptr(),
             rstd.data_ptr(),
@@ -104,22 +110,6 @@ def group_norm_backward(
         if parameter is not None and parameter.dtype != torch.float32:
             grads[i] = grads[i].to(parameter.dtype)
     return dx, grads[0], grads[1], grads[2], grads[3], x.new_empty(0), x.new_empty(0)
-
-
-def _float32_like(parameter: Tensor | None, x: Tensor) -> Tensor:
-    """Room for a parameter's gradient, contiguous; empty and of x's dtype where there is no such parameter."""
-    if parameter is None:
-        return x.new_empty(0)
-    return torch.empty(parameter.shape, dtype=torch.float32)
-
-
-def _parameter(p: Tensor | None) -> ParameterTuple | None:
-    """The bindings' `param`: (C,) has no stride between samples, (N, C) has both, whatever they are."""
-    if p is None:
-        return None
-    if p.dim() == 1:
-        return p.data_ptr(), DTYPE_CODES[p.dtype], 0, p.stride(0)
-    return p.data_ptr(), DTYPE_CODES[p.dtype], p.stride(0), p.stride(1)
 
 
 def group_norm_unsupported(x: Tensor, *rest: object) -> str | None:

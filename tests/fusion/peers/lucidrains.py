@@ -5,10 +5,15 @@ from __future__ import annotations
 from tests.fusion.peers.absent import import_without
 
 
-def denoising_diffusion_pytorch():
-    """Its module of `Unet` and `GaussianDiffusion`; skips the test where it is not installed."""
+def imported(name):
+    """The module `name` of the package; skips the test where that is not installed."""
     return import_without(
-        "denoising_diffusion_pytorch.denoising_diffusion_pytorch",
+        f"denoising_diffusion_pytorch.{name}",
         needs=["einops", "scipy.optimize", "PIL.Image", "tqdm.auto", "accelerate", "ema_pytorch"],
         absent=["torchvision", "pytorch_fid"],
     )
+
+
+def denoising_diffusion_pytorch():
+    """Its module of `Unet` and `GaussianDiffusion`; skips the test where it is not installed."""
+    return imported("denoising_diffusion_pytorch")

@@ -1,6 +1,7 @@
 """The ops as the tests of the contract see them: one file an op."""
 
 from tests.ops.contract import (
+    channel_rms_norm,
     diffusion_loss,
     dynamic_threshold,
     group_norm,
@@ -20,4 +21,5 @@ CASES = [
     *guidance_rescale.CASES,
     *dynamic_threshold.CASES,
     *vb_terms.CASES,
+    *channel_rms_norm.CASES,
 ]

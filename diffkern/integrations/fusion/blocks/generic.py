@@ -32,9 +32,11 @@ class NormMethod(FusedBlock):
 
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        channels = _channels(module)
         if norm_kind(module) == "group_norm":
-            return (draw(2, _channels(module), 3, 5),)
-        return (draw(2, _channels(module), *[3] * (_rank(module.g) - 2)),)
+            return (draw(2, channels, 3, 5),)
+        side = 3 if channels != 3 else 4  # one that multiplies by the width instead of the channels is to differ
+        return (draw(2, channels, *[side] * (_rank(module.g) - 2)),)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args or kwargs or not has_kernel(x):

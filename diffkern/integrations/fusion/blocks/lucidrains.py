@@ -29,6 +29,7 @@ class ResnetMethod(FusedBlock):
     """``ResnetBlock``: two of `BlockMethod`, called as before, and the residual."""
 
     does = "residual in place"
+    around_fused = True
 
     @classmethod
     def recognises(cls, module: Any) -> bool:
@@ -88,7 +89,8 @@ class BlockMethod(FusedBlock):
         weight = module.proj.weight
         c_out, c_in = weight.shape[0], weight.shape[1] * getattr(module.proj, "groups", 1)
         ones = [1] * (weight.dim() - 2)
-        x = draw(2, c_in, *[6 for _ in ones])
+        side = 6 if c_out != 6 else 7  # a norm that multiplies by the width instead of the channels is to differ
+        x = draw(2, c_in, *[side for _ in ones])
         return x, (draw(2, c_out, *ones), draw(2, c_out, *ones))
 
     @classmethod
