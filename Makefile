@@ -47,6 +47,7 @@ $(VENV)/dependencies.stamp: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PY) -m pip install --quiet -c constraints.txt 'setuptools>=77' 'pybind11>=2.13' ninja
 	PYTHONWARNINGS=ignore DIFFKERN_SKIP_NATIVE=1 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --no-deps -c constraints.txt denoising-diffusion-pytorch k-diffusion
 	touch $@
 
 $(BUILT): $(DEPENDENCIES) $(SOURCES)

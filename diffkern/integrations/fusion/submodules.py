@@ -111,7 +111,8 @@ def normalised(
 ) -> Tensor:
     """act(norm(cat([x, skip], 1) + offset)·(1 + scale) + shift), in one op as far as norm and act are plain.
 
-    act: a module, a function or None. x, skip: (N, C, …) and (N, C2, …). offset, scale, shift: (N, C + C2) or with ones after the first two axes.
+    act: a module, ``F.silu`` or None. x, skip: (N, C, …) and (N, C2, …). offset, scale, shift: (N, C + C2) or with ones
+    after the first two axes.
     """
     if not (is_plain_norm(norm) and _same_dtype(norm, x, skip, offset, scale, shift)):
         if skip is not None:
