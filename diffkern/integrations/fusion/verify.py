@@ -125,9 +125,9 @@ def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """No hooks, no gradients, no autocast, no half precision; modules and torch's generator are given back as they were.
+    """No hooks, no gradients, no autocast; training flags and torch's generator are given back as they were.
 
-    An attribute that says what dtype to cast to says float32 meanwhile, as the parameters are.
+    So are attributes that say what dtype a module works in: that is float32 meanwhile, as the parameters are.
     """
     modules = list(module.modules())
     flags = [m.training for m in modules]
@@ -140,12 +140,11 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         if backends.unavailable("native") is not None:
             stack.enter_context(backends.use_backend("reference"))
         try:
-            for m, own in zip(modules, dtypes, strict=True):
+            for m, of_dtypes in zip(modules, dtypes, strict=True):
                 m.__dict__.update({name: type(m.__dict__[name])() for name in _HOOKS if name in m.__dict__})
-                m.__dict__.update(dict.fromkeys(own, torch.float32))
+                m.__dict__.update(dict.fromkeys(of_dtypes, torch.float32))
             yield
         finally:
-            for m, flag, *own in zip(modules, flags, hooks, dtypes, strict=True):
+            for m, flag, of_hooks, of_dtypes in zip(modules, flags, hooks, dtypes, strict=True):
                 m.training = flag
-                for attributes in own:
-                    m.__dict__.update(attributes)
+                m.__dict__.update(of_hooks | of_dtypes)

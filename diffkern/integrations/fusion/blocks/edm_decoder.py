@@ -1,4 +1,4 @@
-"""The option virtual_concat in EDM: networks whose decoders leave skip connections where they lie.
+"""The option virtual_concat in EDM: decoders that do not concatenate.
 
 The concatenation stands in the network's own ``forward``, so that is what is overridden.
 """
@@ -80,7 +80,7 @@ class DhariwalMethod(NetworkMethod):
             skips.append(x)
         for layer in self.dec.values():
             x = layer(x, emb) if x.shape[1] == layer.in_channels else joined(layer, x, skips.pop(), emb)
-        return self.out_conv(normalised(self.out_norm, F.silu, x))  # type: ignore[no-any-return]
+        return self.out_conv(normalised(self.out_norm, F.silu, x))
 
 
 class SongMethod(NetworkMethod):
@@ -132,7 +132,7 @@ class SongMethod(NetworkMethod):
                 image = layer(level) if image is None else layer(level) + image
             else:
                 x = layer(x, emb) if x.shape[1] == layer.in_channels else joined(layer, x, skips.pop(), emb)
-        return image  # type: ignore[no-any-return]
+        return image
 
 
 def joined(block: Any, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def joined(block: Any, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
         and _can_split(block.skip)
         and h.dtype == skip.dtype
     ):
-        return block(torch.cat([h, skip], dim=1), emb)  # type: ignore[no-any-return]
+        return block(torch.cat([h, skip], dim=1), emb)
     y = block.conv0(normalised(block.norm0, F.silu, h, skip=skip))
     return block.second_half(y, emb, lambda: split_conv(block.skip, h, skip))
 

@@ -1,4 +1,4 @@
-"""The option virtual_concat in guided-diffusion and improved-diffusion: U-Nets that leave skip connections where they lie.
+"""The option virtual_concat in guided-diffusion and improved-diffusion: decoders that do not concatenate.
 
 The concatenation stands in the network's own ``forward``, so that is what is overridden.
 """
@@ -34,7 +34,7 @@ class UNetMethod(FusedBlock):
     option = "virtual_concat"
     around_fused = True
     name = "UNetModel"
-    arguments = ("self", "x", "timesteps", "y")
+    arguments: tuple[str, ...] = ("self", "x", "timesteps", "y")
 
     embedding_of: Callable[..., Tensor]
     """Of the time: the function that the origin calls."""
@@ -58,7 +58,11 @@ class UNetMethod(FusedBlock):
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
         weight = module.input_blocks[0][0].weight
         x = draw(2, weight.shape[1], *[_side(module)] * (weight.dim() - 2))
-        return x, torch.tensor([3, 500]), None if module.num_classes is None else torch.tensor([0, module.num_classes - 1])
+        return (
+            x,
+            torch.tensor([3, 500]),
+            None if module.num_classes is None else torch.tensor([0, module.num_classes - 1]),
+        )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         if not has_kernel(x):
@@ -79,7 +83,7 @@ class UNetMethod(FusedBlock):
         h = self.middle_block(h, emb)
         for block in self.output_blocks:
             h = joined(block, h, skips.pop(), emb)
-        return self.out(h.type(x.dtype))  # type: ignore[no-any-return]
+        return self.out(h.type(x.dtype))
 
 
 class SuperResMethod(UNetMethod):
@@ -98,7 +102,9 @@ class SuperResMethod(UNetMethod):
     def example_keywords(cls, module: Any) -> dict[str, Any]:
         return {} if module.num_classes is None else {"y": torch.tensor([0, module.num_classes - 1])}
 
-    def forward(self, x: Tensor, timesteps: Tensor, low_res: Any = None, y: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, timesteps: Tensor, low_res: Any = None, y: Tensor | None = None
+    ) -> Tensor:
         if not has_kernel(x):
             return super(UNetMethod, self).forward(x, timesteps, low_res, y=y)
         enlarged = F.interpolate(low_res, x.shape[2:], mode="bilinear")
@@ -109,7 +115,7 @@ def joined(block: Any, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
     """block(cat([h, skip], 1), emb), without concatenating where calling its residual block would do nothing else."""
     first = block[0] if type(block).__name__ == "TimestepEmbedSequential" and has_no_hooks(block) else None
     if not (first is not None and _can_be_split(first) and h.dtype == skip.dtype == first.skip_connection.weight.dtype):
-        return block(torch.cat([h, skip], 1), emb)  # type: ignore[no-any-return]
+        return block(torch.cat([h, skip], 1), emb)
     layers = first.in_layers
     y = layers[2](normalised(layers[0], layers[1], h, skip=skip))
     y = first.second_half(y, emb)
@@ -133,7 +139,7 @@ def _takes_embedding(layer: nn.Module) -> bool:
     return any(kind.__name__ == "TimestepBlock" for kind in type(layer).__mro__)
 
 
-def _timestep_embedding(origin: type) -> Any:
+def _timestep_embedding(origin: Any) -> Any:
     """What ``timestep_embedding`` is where the network's class was written; None if nothing."""
     for kind in origin.__mro__:
         if kind.__name__ == UNetMethod.name:

@@ -64,7 +64,7 @@ class ResBlockMethod(FusedBlock):
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         if not has_kernel(x):
-            return super()._forward(x, emb)  # type: ignore[no-any-return]
+            return super()._forward(x, emb)  # type: ignore[misc]
         x, h = self.first_half(x)
         h = self.second_half(h, emb)
         return residual(self.skip_connection(x), h, self.last_layer())
@@ -89,8 +89,8 @@ class ResBlockMethod(FusedBlock):
         elif is_plain(layers, nn.Sequential):
             h = normalised(layers[0], layers[1], h, offset=projection)
         else:
-            return layers(h + projection[(...,) + (None,) * (h.dim() - 2)])  # type: ignore[no-any-return]
-        return layers[3](layers[2](h))  # type: ignore[no-any-return]
+            return layers(h + projection[(...,) + (None,) * (h.dim() - 2)])
+        return layers[3](layers[2](h))
 
     def last_layer(self) -> nn.Module:
         """What made the output of `second_half`, as far as nothing but it has seen that."""
@@ -142,7 +142,7 @@ class ClassifierHeadMethod(SequentialMethod):
 
 
 def _is_norm_silu(layers: Any, length: int) -> bool:
-    """Whether `layers` is a Sequential of so many, of which the first are a norm and SiLU and the last a convolution."""
+    """Whether `layers` is a Sequential of so many: a norm, SiLU, …, a convolution."""
     if type(layers) is not nn.Sequential or len(layers) != length:
         return False
     return norm_kind(layers[0]) == "group_norm" and computes_silu(layers[1]) and hasattr(layers[-1], "weight")
