@@ -34,6 +34,20 @@ def group_norm(
     return F.silu(y) if activation == "silu" else y
 
 
+def channel_rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    y = F.normalize(x, dim=1) * weight[:, None, None] * x.shape[1] ** 0.5
+    if scale is not None and shift is not None:
+        y = y * (scale[:, :, None, None] + 1) + shift[:, :, None, None]
+    return F.silu(y) if activation == "silu" else y
+
+
 def q_sample(x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor, noise: Tensor | None = None) -> Tensor:
     """signal, sigma: √ᾱ and √(1−ᾱ) in x0's dtype."""
     noise = torch.randn_like(x0) if noise is None else noise

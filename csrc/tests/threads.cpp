@@ -1,6 +1,7 @@
 // Every op on 1 to 4 threads: bitwise the same results, and under ThreadSanitizer no race.
 #include "cpu/philox_normal.h"
 #include "cpu/q_sample.h"
+#include "tests/channel_rms_norm_case.h"
 #include "tests/diffusion_loss_case.h"
 #include "tests/group_norm_case.h"
 #include "tests/rescale_case.h"
@@ -151,6 +152,19 @@ TEST(threads, group_norm) {
                     group_norm(norm.forward_args(num_threads));
                     group_norm_backward(norm.backward_args(num_threads));
                     return std::vector<Buffer>{norm.y, norm.mean, norm.rstd, norm.dx, norm.sum_dz, norm.sum_dz_xhat};
+                });
+}
+
+TEST(threads, channel_rms_norm) {
+    for (const SampleShape& size : {SampleShape{1, 64, 1100}, SampleShape{3, 48, 700}, SampleShape{9, 40, 130}})
+        for (const bool channels_last : {false, true})
+            for (const DType dtype : kFloat32AndBelow)
+                check_threads("channel_rms_norm", [&](int num_threads) {
+                    Random random(17);
+                    const ChannelRmsNormCase norm(in_format(size, channels_last), dtype, random);
+                    channel_rms_norm(norm.forward_args(num_threads));
+                    channel_rms_norm_backward(norm.backward_args(num_threads));
+                    return std::vector<Buffer>{norm.y, norm.norm, norm.dx, norm.dweight, norm.dscale, norm.dshift};
                 });
 }
 

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkern.ops import diffusion_loss, diffusion_loss_and_grad, group_norm, q_sample, solver_step, vb_terms
+from diffkern.ops import (
+    channel_rms_norm,
+    diffusion_loss,
+    diffusion_loss_and_grad,
+    group_norm,
+    q_sample,
+    solver_step,
+    vb_terms,
+)
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.solvers import StepProgram, build
 
@@ -65,6 +73,10 @@ def calls() -> dict[str, OpCall]:
         "group_norm": OpCall({"x": x + 3, **affine}, lambda x, **rest: group_norm(x, 4, **rest)),
         "group_norm, scale-shift, SiLU": OpCall(
             {"x": x + 3, **affine, **projection}, lambda x, **rest: group_norm(x, 4, activation="silu", **rest)
+        ),
+        "channel_rms_norm, scale-shift, SiLU": OpCall(
+            {"x": x, "weight": affine["weight"], **projection},
+            lambda x, **rest: channel_rms_norm(x, activation="silu", **rest),
         ),
         "q_sample, noise given": OpCall({"x0": x, "noise": randn(*SHAPE, seed=5)}, noised),
         "q_sample, noise generated": OpCall({"x0": x}, lambda x0: noised(x0, seed=3, draw=2, samples=11)),

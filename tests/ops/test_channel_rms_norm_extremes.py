@@ -16,7 +16,7 @@ SHAPES = [(2, 8, 9, 9), (1, 130, 70, 3), (3, 20)]
 @layouts
 @pytest.mark.parametrize("magnitude", [1e-35, 1e-25, 1e-17, 1e15, 1e25, 1e36])
 def test_squares_beyond_float32(backend, layout, magnitude):
-    """F.normalize gives 0 above, and with eps = 0 NaN below: here the result and its gradient are right."""
+    """F.normalize gives 0 above, and with eps = 0 infinity below: here the result and its gradient are right."""
     for shape in SHAPES:
         x = in_layout(randn(*shape) * magnitude, layout).requires_grad_()
         dy = randn(*shape, seed=1)

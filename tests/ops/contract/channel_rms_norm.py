@@ -40,7 +40,6 @@ def _channel_rms_norm(name: str, parameters: tuple[str, ...], *, eps: float, sil
 
 
 CASES = [
-    _channel_rms_norm("channel_rms_norm plain", (), eps=1e-12, silu=False),
     _channel_rms_norm("channel_rms_norm all", ("weight", "scale", "shift"), eps=1e-12, silu=True),
     _channel_rms_norm("channel_rms_norm scale-shift", ("scale", "shift"), eps=2.0, silu=False, ones=True),
 ]
