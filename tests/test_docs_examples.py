@@ -12,7 +12,7 @@ import torch
 
 from diffkern import ops
 from tests.conftest import ROOT
-from tests.fusion.peers import k_diffusion, lucidrains
+from tests.fusion.peers import k_diffusion, lucidrains, stand_ins
 
 DOCS = ROOT / "docs"
 # Of what an example may import, what is installed here without some of its own dependencies.
@@ -43,10 +43,11 @@ def section(name: str) -> str:
 
 
 @pytest.mark.parametrize(("place", "code"), examples(), ids=[place for place, _ in examples()])
-def test_example(place, code):
+def test_example(place, code, monkeypatch):
     for package, imported in PEERS.items():
         if package in code:
             imported()
+    stand_ins.make_importable(monkeypatch)
     torch.manual_seed(0)
     exec(compile(code, place, "exec"), {"__name__": Path(place).stem})
 

@@ -39,6 +39,11 @@ class FusedBlock(Fused):
         raise NotImplementedError
 
     @classmethod
+    def example_keywords(cls, module: Any) -> dict[str, Any]:
+        """Arguments for that call that can be given by name only."""
+        return {}
+
+    @classmethod
     def bypassed(cls, module: Any) -> Iterator[tuple[str, nn.Module]]:
         """Names and modules of what is computed without being called, where it is plain."""
         yield from ()

@@ -12,6 +12,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
@@ -48,6 +49,18 @@ def has_no_hooks(module: nn.Module) -> bool:
         or hooks_of_all._global_backward_hooks
         or hooks_of_all._global_backward_pre_hooks
     )
+
+
+def computes_silu(act: Any) -> bool:
+    """Whether `act` is SiLU: torch's module or function, or the module of this name that improved-diffusion has."""
+    if act is F.silu or type(act) is nn.SiLU:
+        return True
+    return type(act).__name__ == "SiLU" and type(act).__bases__ == (nn.Module,) and not act._parameters
+
+
+def is_plain_silu(act: Any) -> bool:
+    """Whether `act` is a SiLU that `normalised` may bypass."""
+    return computes_silu(act) and (act is F.silu or has_no_hooks(act))
 
 
 def norm_kind(module: Any) -> str | None:
@@ -98,7 +111,8 @@ def normalised(
 ) -> Tensor:
     """act(norm(cat([x, skip], 1) + offset)·(1 + scale) + shift), in one op as far as norm and act are plain.
 
-    x, skip: (N, C, …) and (N, C2, …). offset, scale, shift: (N, C + C2) or with ones after the first two axes.
+    act: a module, ``F.silu`` or None. x, skip: (N, C, …) and (N, C2, …). offset, scale, shift: (N, C + C2) or with ones
+    after the first two axes.
     """
     if not (is_plain_norm(norm) and _same_dtype(norm, x, skip, offset, scale, shift)):
         if skip is not None:
@@ -111,7 +125,7 @@ def normalised(
         if shift is not None:
             y = y + _over_pixels(shift, x)
         return y if act is None else act(y)
-    fused_act = is_plain(act, nn.SiLU)
+    fused_act = is_plain_silu(act)
     activation = "silu" if fused_act else None
     if norm_kind(norm) == "group_norm":
         y = group_norm(
@@ -145,6 +159,24 @@ def rms_normalised(
     dtype = reduce(torch.promote_types, [t.dtype for t in (x, norm.g, scale, shift) if t is not None])
     scale, shift = (None if t is None else t.to(dtype) for t in (scale, shift))
     return channel_rms_norm(x.to(dtype), norm.g.to(dtype).flatten(), scale=scale, shift=shift, activation=activation)
+
+
+def split_conv(conv: Any, h: Tensor, skip: Tensor) -> Tensor:
+    """conv(cat([h, skip], 1)) for a 1×1 convolution `conv`, which then is the sum of one of h and one of skip."""
+    weight = conv.weight.to(h.dtype)
+    bias = None if conv.bias is None else conv.bias.to(h.dtype)
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
+    x = convolve(h, weight[:, : h.shape[1]], bias)
+    x += convolve(skip, weight[:, h.shape[1] :])
+    return x
+
+
+def can_split(conv: Any) -> bool:
+    """Whether `conv` is a plain 1×1 convolution, of any number of dimensions."""
+    if not is_plain(conv, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return False
+    settings = (*conv.kernel_size, *conv.stride, conv.groups)
+    return all(value == 1 for value in settings) and conv.padding in ("same", "valid", (0,) * len(conv.kernel_size))
 
 
 def residual(x: Tensor, h: Tensor, maker: nn.Module, divisor: float = 1.0) -> Tensor:

@@ -48,14 +48,14 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
             for submodule in module.modules():
                 submodule.training = training
             with _reason("an input for it cannot be made"):
-                arguments = method.example(module, draw)
-            before = _called(module, state, arguments)
+                arguments, keywords = method.example(module, draw), method.example_keywords(module)
+            before = _called(module, state, arguments, keywords)
             try:
                 swap(module, method)
             except TypeError as error:
                 raise NotTheSame(f"Python does not change its class: {error}") from error
             try:
-                after = _called(module, state, arguments)
+                after = _called(module, state, arguments, keywords)
             finally:
                 restore(module)
             largest = max(largest, _relative(after, before))
@@ -64,13 +64,15 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
     return largest
 
 
-def _called(module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, ...]) -> list[Tensor]:
+def _called(
+    module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> list[Tensor]:
     """The outputs and, as a block may write into them, the arguments afterwards."""
     state = {name: tensor.clone() for name, tensor in state.items()}
     arguments = tuple(_copied(argument) for argument in arguments)
     torch.default_generator.manual_seed(0)  # torch.manual_seed would seed accelerators' too
     with _reason("it cannot be tried on a random input"):
-        outputs = functional_call(module, state, arguments)
+        outputs = functional_call(module, state, arguments, keywords)
     tensors = list(_tensors(outputs))
     if not tensors:
         raise NotTheSame("it returns no tensor")
@@ -134,10 +136,15 @@ def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """No hooks, no gradients, no autocast, torch's own defaults of dtype and device; all is given back as it was."""
+    """No hooks, no gradients, no autocast, torch's own defaults of dtype and device; all is given back as it was.
+
+    So are training flags, and attributes that say what dtype a module works in: that is float32 meanwhile, as the
+    parameters are.
+    """
     modules = list(module.modules())
     flags = [m.training for m in modules]
     hooks = [{name: m.__dict__[name] for name in _HOOKS if name in m.__dict__} for m in modules]
+    dtypes = [{name: value for name, value in vars(m).items() if isinstance(value, torch.dtype)} for m in modules]
     of_all = [(registered, registered.copy()) for registered in _hooks_of_all()]
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
@@ -152,15 +159,16 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         try:
             for registered, _ in of_all:
                 registered.clear()
-            for m in modules:
+            for m, of_dtypes in zip(modules, dtypes, strict=True):
                 m.__dict__.update({name: type(m.__dict__[name])() for name in _HOOKS if name in m.__dict__})
+                m.__dict__.update(dict.fromkeys(of_dtypes, torch.float32))
             yield
         finally:
             for registered, earlier in of_all:
                 registered.update(earlier)
-            for m, flag, own in zip(modules, flags, hooks, strict=True):
+            for m, flag, of_hooks, of_dtypes in zip(modules, flags, hooks, dtypes, strict=True):
                 m.training = flag
-                m.__dict__.update(own)
+                m.__dict__.update(of_hooks | of_dtypes)
 
 
 def _hooks_of_all() -> list[dict[int, Any]]:

@@ -10,7 +10,11 @@ from torch import nn
 from diffkern.integrations.fusion.blocks import (
     diffusers,
     diffusers_decoder,
+    edm,
+    edm_decoder,
     generic,
+    guided_decoder,
+    guided_diffusion,
     k_diffusion,
     lucidrains,
     upsample,
@@ -21,6 +25,10 @@ from diffkern.integrations.fusion.method import FusedBlock
 METHODS: tuple[type[FusedBlock], ...] = (
     *diffusers_decoder.METHODS,
     *diffusers.METHODS,
+    *guided_decoder.METHODS,
+    *guided_diffusion.METHODS,
+    *edm_decoder.METHODS,
+    *edm.METHODS,
     *lucidrains.METHODS,
     *k_diffusion.METHODS,
     *upsample.METHODS,

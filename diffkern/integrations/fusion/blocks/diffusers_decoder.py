@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffkern.integrations.fusion.blocks.diffusers import ResnetMethod, is_diffusers
 from diffkern.integrations.fusion.method import Draw, FusedBlock
 from diffkern.integrations.fusion.submodules import (
+    can_split,
     has_kernel,
     has_no_hooks,
-    is_plain,
     is_plain_norm,
     normalised,
     residual,
+    split_conv,
 )
 
 
@@ -135,7 +135,7 @@ def joined(resnet: Any, h: Tensor, skip: Tensor, temb: Any) -> Tensor:
         isinstance(resnet, ResnetMethod)
         and has_no_hooks(resnet)
         and is_plain_norm(resnet.norm1)
-        and is_plain(shortcut, nn.Conv2d)
+        and can_split(shortcut)
         and resnet.upsample is resnet.downsample is None
         and h.dtype == skip.dtype == shortcut.weight.dtype
         and (temb is None) == (resnet.time_emb_proj is None)
@@ -143,9 +143,7 @@ def joined(resnet: Any, h: Tensor, skip: Tensor, temb: Any) -> Tensor:
         return resnet(torch.cat([h, skip], 1), temb)
     y = resnet.conv1(normalised(resnet.norm1, resnet.nonlinearity, h, skip=skip))
     y = resnet.second_half(y, temb)
-    x = F.conv2d(h, shortcut.weight[:, : h.shape[1]], shortcut.bias)
-    x += F.conv2d(skip, shortcut.weight[:, h.shape[1] :])
-    return residual(x, y, resnet.conv2, resnet.output_scale_factor)
+    return residual(split_conv(shortcut, h, skip), y, resnet.conv2, resnet.output_scale_factor)
 
 
 def _is_cross_attention(module: Any) -> bool:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from diffkern.integrations.fusion.method import Draw, FusedBlock
 from diffkern.integrations.fusion.submodules import (
+    computes_silu,
     has_kernel,
-    is_plain,
     is_plain_norm,
+    is_plain_silu,
     norm_kind,
     normalised,
     rms_normalised,
@@ -99,13 +100,13 @@ def _channels(module: Any) -> int | None:
 
 
 def _is_plain_pair(norm: Any, act: Any) -> bool:
-    return is_plain_norm(norm) and is_plain(act, nn.SiLU)
+    return is_plain_norm(norm) and is_plain_silu(act)
 
 
 def _pairs(sequential: nn.Sequential) -> Iterator[int]:
     """Indices of norms before a SiLU."""
     for index, (first, second) in enumerate(itertools.pairwise(sequential)):
-        if norm_kind(first) is not None and type(second) is nn.SiLU:
+        if norm_kind(first) is not None and computes_silu(second):
             yield index
 
 
