@@ -1,6 +1,7 @@
 // group_norm of plain CPU tensors in eager mode, from tensor to tensor in one call: what makes a call on a tiny tensor
 // cheaper than eager PyTorch's two. Anything that is not plain (another layout, dtype, device or type, or an argument
-// that is wrong) gives None, and diffkern/ops/group_norm/op.py takes the general road, which also has the errors.
+// that is wrong) gives None, and diffkern/ops/group_norm/op.py takes the general road, which also has the errors. So do
+// calls with skip, whose tensors are seldom tiny.
 #include <initializer_list>
 #include <memory>
 
@@ -34,7 +35,7 @@ bool read_channel(const py::handle& tensor, const TensorView& x, Parameter& out)
     return true;
 }
 
-// scale or shift: (N, C), or of x's rank with ones.
+// scale, shift or offset: (N, C), or of x's rank with ones.
 bool read_sample(const py::handle& tensor, const TensorView& x, Parameter& out) {
     if (tensor.is_none()) return true;
     const auto p = view_of(tensor);
@@ -47,9 +48,10 @@ bool read_sample(const py::handle& tensor, const TensorView& x, Parameter& out) 
 }
 
 bool read_parameters(const TensorView& x, const py::handle& weight, const py::handle& bias, const py::handle& scale,
-                     const py::handle& shift, GroupNormArgs& args) {
+                     const py::handle& shift, const py::handle& offset, GroupNormArgs& args) {
     return read_channel(weight, x, args.weight) && read_channel(bias, x, args.bias) &&
-           read_sample(scale, x, args.scale) && read_sample(shift, x, args.shift);
+           read_sample(scale, x, args.scale) && read_sample(shift, x, args.shift) &&
+           read_sample(offset, x, args.offset);
 }
 
 bool any_requires_grad(std::initializer_list<py::handle> tensors) {
@@ -64,14 +66,15 @@ int threads_for(const TensorView& x, int num_threads) {
 }
 
 py::object forward(const py::handle& x, const py::handle& num_groups, const py::handle& weight, const py::handle& bias,
-                   const py::handle& eps, const py::handle& scale, const py::handle& shift, bool silu,
-                   bool grad_enabled, int num_threads) {
+                   const py::handle& eps, const py::handle& scale, const py::handle& shift, const py::handle& offset,
+                   bool silu, bool grad_enabled, int num_threads) {
     const auto view = view_of(x);
     if (!view || !PyLong_CheckExact(num_groups.ptr()) || !PyFloat_CheckExact(eps.ptr())) return py::none();
     const auto shape = plain_shape(*view);
     GroupNormArgs args{};
-    if (!shape || !read_parameters(*view, weight, bias, scale, shift, args)) return py::none();
+    if (!shape || !read_parameters(*view, weight, bias, scale, shift, offset, args)) return py::none();
     args.shape = *shape;
+    args.x_channels = shape->channels;
     args.num_groups = PyLong_AsLong(num_groups.ptr());
     args.eps = PyFloat_AS_DOUBLE(eps.ptr());
     if (args.num_groups < 1 || shape->channels % args.num_groups != 0 || !(args.eps >= 0)) {
@@ -81,7 +84,7 @@ py::object forward(const py::handle& x, const py::handle& num_groups, const py::
     py::object y = empty_like(x), statistics;
     const auto y_view = view_of_new(y);
     if (!y_view) return py::none();
-    if (grad_enabled && any_requires_grad({x, weight, bias, scale, shift})) {
+    if (grad_enabled && any_requires_grad({x, weight, bias, scale, shift, offset})) {
         statistics = empty_float32(py::make_tuple(2, shape->samples, args.num_groups));
         args.mean = reinterpret_cast<float*>(view_of_new(statistics)->data);
         args.rstd = args.mean + shape->samples * args.num_groups;
@@ -122,23 +125,25 @@ bool make_gradient(const py::handle& parameter, bool wanted, Gradient& out) {
 }
 
 py::object backward(const py::handle& dy, const py::handle& x, const py::handle& weight, const py::handle& bias,
-                    const py::handle& scale, const py::handle& shift, const py::handle& statistics,
-                    const py::handle& num_groups, bool silu, const py::tuple& wanted, int num_threads) {
+                    const py::handle& scale, const py::handle& shift, const py::handle& offset,
+                    const py::handle& statistics, const py::handle& num_groups, bool silu, const py::tuple& wanted,
+                    int num_threads) {
     const auto view = view_of(x), dy_view = view_of(dy), statistics_view = view_of_new(statistics);
     if (!view || !dy_view || !statistics_view || dy_view->dtype != view->dtype) return py::none();
     if (!dy_view->same_shape(*view)) return py::none();
     const auto shape = plain_shape(*view);
     GroupNormArgs args{};
-    if (!shape || !read_parameters(*view, weight, bias, scale, shift, args)) return py::none();
+    if (!shape || !read_parameters(*view, weight, bias, scale, shift, offset, args)) return py::none();
     args.shape = *shape;
+    args.x_channels = shape->channels;
     args.num_groups = num_groups.cast<int64_t>();
     if (!holds_statistics(*statistics_view, args)) return py::none();
     if (!(shape->channels_last ? dy_view->channels_last() : dy_view->contiguous())) return py::none();
     py::object dx = empty_like(x);
     const auto dx_view = view_of_new(dx);
-    Gradient gradients[4];
-    const py::handle parameters[4] = {weight, bias, scale, shift};
-    for (int i = 0; i < 4; ++i)
+    Gradient gradients[5];
+    const py::handle parameters[5] = {weight, bias, scale, shift, offset};
+    for (int i = 0; i < 5; ++i)
         if (!make_gradient(parameters[i], wanted[i].ptr() == Py_True, gradients[i])) return py::none();
     if (!dx_view) return py::none();
 
@@ -152,24 +157,28 @@ py::object backward(const py::handle& dy, const py::handle& x, const py::handle&
         py::gil_scoped_release release;
         const int64_t rows = shape->samples * shape->channels;
         const std::unique_ptr<float[]> sums(new float[static_cast<unsigned long>(2 * rows)]);
-        const GroupNormBackwardArgs backward{args, dy_view->data, dx_view->data, sums.get(), sums.get() + rows};
+        const GroupNormBackwardArgs backward{args,       dy_view->data,     dx_view->data,    nullptr,
+                                             sums.get(), sums.get() + rows, gradients[4].data};
         advise_huge_pages(backward.dx, view->numel() * size_of(args.dtype));
         group_norm_backward(backward);
         group_norm_parameter_gradients(
             {backward, gradients[0].data, gradients[1].data, gradients[2].data, gradients[3].data});
     }
-    return py::make_tuple(dx, gradients[0].tensor, gradients[1].tensor, gradients[2].tensor, gradients[3].tensor);
+    return py::make_tuple(dx, gradients[0].tensor, gradients[1].tensor, gradients[2].tensor, gradients[3].tensor,
+                          gradients[4].tensor);
 }
 
 }  // namespace
 
 void bind_group_norm_eager(py::module_& m) {
     m.def("group_norm_eager", &forward, py::arg("x"), py::arg("num_groups"), py::arg("weight"), py::arg("bias"),
-          py::arg("eps"), py::arg("scale"), py::arg("shift"), py::arg("silu"), py::arg("grad_enabled"),
-          py::arg("num_threads"), "y; (y, statistics) where a gradient is wanted; None where the call is not plain.");
+          py::arg("eps"), py::arg("scale"), py::arg("shift"), py::arg("offset"), py::arg("silu"),
+          py::arg("grad_enabled"), py::arg("num_threads"),
+          "y; (y, statistics) where a gradient is wanted; None where the call is not plain.");
     m.def("group_norm_backward_eager", &backward, py::arg("dy"), py::arg("x"), py::arg("weight"), py::arg("bias"),
-          py::arg("scale"), py::arg("shift"), py::arg("statistics"), py::arg("num_groups"), py::arg("silu"),
-          py::arg("wanted"), py::arg("num_threads"), "(dx, dweight, dbias, dscale, dshift), or None.");
+          py::arg("scale"), py::arg("shift"), py::arg("offset"), py::arg("statistics"), py::arg("num_groups"),
+          py::arg("silu"), py::arg("wanted"), py::arg("num_threads"),
+          "(dx, dweight, dbias, dscale, dshift, doffset), or None.");
 }
 
 }  // namespace diffkern

@@ -5,6 +5,7 @@
 #include "cpu/group_norm_channels_last.h"
 #include "cpu/group_norm_channels_last_backward.h"
 #include "cpu/group_norm_contiguous.h"
+#include "cpu/group_norm_contiguous_backward.h"
 
 namespace diffkern {
 namespace DIFFKERN_ISA {
@@ -21,18 +22,18 @@ static void forward(const GroupNormArgs& args) {
         [&](int64_t sample, int64_t chunk, ChannelSums& sums) { chunk_apply<T, kSilu>(args, sample, chunk, sums); });
 }
 
-template <class T, bool kSilu>
+template <class T, bool kSilu, bool kOffset>
 static void backward(const GroupNormBackwardArgs& args) {
     if (!args.forward.shape.channels_last)
         return for_each_slab(args.forward, [&](const Slab& first, int64_t count) {
             const int64_t channels = args.forward.shape.channels / args.forward.num_groups;
-            for (int64_t k = 0; k < count; ++k) slab_backward<T, kSilu>(args, next(first, k, channels));
+            for (int64_t k = 0; k < count; ++k) slab_backward<T, kSilu, kOffset>(args, next(first, k, channels));
         });
     for_each_sample(
         args.forward.shape, args.forward.num_threads,
         [&](int64_t sample, ChannelSums& sums) { sample_parameters(args.forward, sample, sums); },
         [&](int64_t sample, int64_t chunk, ChannelSums& sums) {
-            chunk_gradient_sums<T, kSilu>(args, sample, chunk, sums);
+            chunk_gradient_sums<T, kSilu, kOffset>(args, sample, chunk, sums);
         },
         [&](int64_t sample, ChannelSums& sums) { sample_gradient_means(args, sample, sums); },
         [&](int64_t sample, int64_t chunk, ChannelSums& sums) { chunk_dx<T, kSilu>(args, sample, chunk, sums); });
@@ -41,6 +42,11 @@ static void backward(const GroupNormBackwardArgs& args) {
 template <class T>
 static void forward(const GroupNormArgs& args) {
     args.silu ? forward<T, true>(args) : forward<T, false>(args);
+}
+
+template <class T, bool kSilu>
+static void backward(const GroupNormBackwardArgs& args) {
+    args.doffset ? backward<T, kSilu, true>(args) : backward<T, kSilu, false>(args);
 }
 
 template <class T>

@@ -8,11 +8,12 @@
 namespace diffkern {
 
 struct GroupNormArgs {
-    SampleShape shape;
+    SampleShape shape;  // its channels: those of x and, after them, those of skip
     int64_t num_groups;
-    DType dtype;  // of x, y, dy, dx
-    const char* x;
-    Parameter weight, bias, scale, shift;
+    DType dtype;  // of x, skip, y, dy, dx, dskip
+    const char *x, *skip;
+    int64_t x_channels;  // the others are skip's
+    Parameter weight, bias, scale, shift, offset;
     double eps;
     bool silu;
     char* y;
@@ -24,9 +25,10 @@ struct GroupNormArgs {
 struct GroupNormBackwardArgs {
     GroupNormArgs forward;  // y is unused
     const char* dy;
-    char* dx;
+    char *dx, *dskip;
     float* sum_dz;       // (N, C): sum over the pixels of dz, the gradient before the activation
     float* sum_dz_xhat;  // (N, C): of dz times the normalised value
+    float* doffset;      // (N, C): of dx and dskip; null where not wanted
 };
 
 // d weight, d bias (C,) and d scale, d shift (N, C) from the two sums of the backward pass; null where not wanted.

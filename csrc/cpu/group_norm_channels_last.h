@@ -1,5 +1,6 @@
 // group_norm on channels-last tensors: a sample is pixels x channels with the channels next to each other, so the
-// statistics are kept per channel, a vector of channels at a time, and joined per group at the end.
+// statistics are kept per channel, a vector of channels at a time, and joined per group at the end. x and skip are two
+// blocks of such columns.
 //
 // A sample is cut into chunks of pixels that fit the first-level cache. Three phases: moments of every chunk, the
 // joined affine of the sample, and its application; with at least as many samples as threads a task runs all three on
@@ -31,20 +32,31 @@ struct PixelChunks {
     }
 };
 
-// Three float rows of C a chunk (forward: center, mean - center, M2; backward: the two sums), and what the phases hand
-// on per channel.
+// One of the two inputs of a sample: `channels` columns, the first of which is column `first` of the result.
+struct Input {
+    int64_t first, channels;
+    const char* data;
+};
+
+inline Input input(const GroupNormArgs& args, int which) {
+    if (which == 0) return {0, args.x_channels, args.x};
+    return {args.x_channels, args.shape.channels - args.x_channels, args.skip};
+}
+
+// Three float rows of C a chunk (forward: center, mean - center, M2; backward: the sums), and what the phases hand on
+// per channel.
 struct ChannelSums {
     PixelChunks chunks;
     int64_t channels;
     Scratch<float> partial;  // (chunks, 3, C)
-    Scratch<float> affine;   // (4, C)
+    Scratch<float> affine;   // (5, C)
     Scratch<double> joined;  // (2, C)
 
     explicit ChannelSums(const SampleShape& shape)
         : chunks(shape),
           channels(shape.channels),
           partial(chunks.count * 3 * channels),
-          affine(4 * channels),
+          affine(5 * channels),
           joined(2 * channels) {
     }
 
@@ -79,35 +91,39 @@ DIFFKERN_INLINE void column_sums(const T* x, int64_t pixels, int64_t stride, int
 
 template <class T>
 void chunk_moments(const GroupNormArgs& args, int64_t sample, int64_t chunk, ChannelSums& sums) {
-    const int64_t channels = args.shape.channels;
     const int64_t first = sums.chunks.first(chunk), pixels = sums.chunks.end(chunk, args.shape) - first;
-    const T* x = reinterpret_cast<const T*>(args.x) + (sample * args.shape.pixels + first) * channels;
     const float one_over_n = 1.0f / static_cast<float>(pixels);
     const int64_t first_pixels = pixels < 8 ? pixels : 8;
     const float one_over_first = 1.0f / static_cast<float>(first_pixels);
-    float *centers = sums.row(chunk, 0), *errors = sums.row(chunk, 1), *m2s = sums.row(chunk, 2);
-    for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
-        f32v center[kVectors], rest[kVectors], square[kVectors];
-        for (int v = 0; v < vectors; ++v) {
-            center[v] = f32v{};
-            for (int64_t p = 0; p < first_pixels; ++p) center[v] += load_n(x + p * channels + c + v * kLanes, n);
-            center[v] *= one_over_first;
-        }
-        column_sums(x + c, pixels, channels, vectors, n, center, rest, square);
-        bool again = false;
-        for (int v = 0; v < vectors; ++v) again |= any(rest[v] * rest[v] * one_over_n > kFar * square[v]);
-        if (again) {
-            for (int v = 0; v < vectors; ++v) center[v] += rest[v] * one_over_n;
+    for (int which = 0; which < 2; ++which) {
+        const Input in = input(args, which);
+        const int64_t channels = in.channels;
+        const T* x = reinterpret_cast<const T*>(in.data) + (sample * args.shape.pixels + first) * channels;
+        float* centers = sums.row(chunk, 0) + in.first;
+        float *errors = sums.row(chunk, 1) + in.first, *m2s = sums.row(chunk, 2) + in.first;
+        for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
+            f32v center[kVectors], rest[kVectors], square[kVectors];
+            for (int v = 0; v < vectors; ++v) {
+                center[v] = f32v{};
+                for (int64_t p = 0; p < first_pixels; ++p) center[v] += load_n(x + p * channels + c + v * kLanes, n);
+                center[v] *= one_over_first;
+            }
             column_sums(x + c, pixels, channels, vectors, n, center, rest, square);
-        }
-        for (int v = 0; v < vectors; ++v) {
-            const f32v error = rest[v] * one_over_n;
-            const f32v m2 = square[v] - error * rest[v];
-            store_n(centers + c + v * kLanes, center[v], n);  // apart: their sum would round
-            store_n(errors + c + v * kLanes, error, n);
-            store_n(m2s + c + v * kLanes, m2 < 0.0f ? broadcast(0.0f) : m2, n);
-        }
-    });
+            bool again = false;
+            for (int v = 0; v < vectors; ++v) again |= any(rest[v] * rest[v] * one_over_n > kFar * square[v]);
+            if (again) {
+                for (int v = 0; v < vectors; ++v) center[v] += rest[v] * one_over_n;
+                column_sums(x + c, pixels, channels, vectors, n, center, rest, square);
+            }
+            for (int v = 0; v < vectors; ++v) {
+                const f32v error = rest[v] * one_over_n;
+                const f32v m2 = square[v] - error * rest[v];
+                store_n(centers + c + v * kLanes, center[v], n);  // apart: their sum would round
+                store_n(errors + c + v * kLanes, error, n);
+                store_n(m2s + c + v * kLanes, m2 < 0.0f ? broadcast(0.0f) : m2, n);
+            }
+        });
+    }
 }
 
 // Joins the chunks of every channel, with the first chunk's center as the shift; leaves mean and M2 per channel.
@@ -137,7 +153,12 @@ inline void sample_affine(const GroupNormArgs& args, int64_t sample, ChannelSums
     const double one_over_size = one_over_channels / pixels;
     affine_row(args, sample, 0, args.shape.channels, sums.of(0), sums.of(1));
     join_chunks(args, sums, sums.joined, sums.joined + args.shape.channels);
-    const double *means = sums.joined, *m2s = means + args.shape.channels;
+    double *means = sums.joined, *m2s = means + args.shape.channels;
+    const float* offset = sums.of(2);
+    if (args.offset) {
+        load_row(args.offset, sample, 0, args.shape.channels, 0.0f, sums.of(2));
+        for (int64_t c = 0; c < args.shape.channels; ++c) means[c] += offset[c];
+    }
     for (int64_t group = 0; group < args.num_groups; ++group) {
         const int64_t first = group * per_group;
         double mean = 0, m2 = 0, spread = 0;  // of a group's channels, which have equal counts
@@ -149,41 +170,45 @@ inline void sample_affine(const GroupNormArgs& args, int64_t sample, ChannelSums
         for (int64_t c = first; c < first + per_group; ++c) spread += (means[c] - mean) * (means[c] - mean);
         const double variance = (m2 + pixels * spread) * one_over_size;
         const auto rstd = static_cast<float>(1.0 / __builtin_sqrt((variance < 0 ? 0 : variance) + args.eps));
-        const auto mean_float = static_cast<float>(mean);
-        const auto mean_rest = static_cast<float>(mean - mean_float);
+        Split split(mean);
         if (args.mean) {
-            args.mean[sample * args.num_groups + group] = mean_float;
+            args.mean[sample * args.num_groups + group] = split.value;
             args.rstd[sample * args.num_groups + group] = rstd;
         }
         for (int64_t c = first; c < first + per_group; ++c) {
+            if (args.offset) split = Split(mean - offset[c]);
             sums.of(0)[c] *= rstd;
-            sums.of(1)[c] -= mean_rest * sums.of(0)[c];
-            sums.of(2)[c] = mean_float;
+            sums.of(1)[c] -= split.rest * sums.of(0)[c];
+            sums.of(2)[c] = split.value;
         }
     }
 }
 
 template <class T, bool kSilu>
 void chunk_apply(const GroupNormArgs& args, int64_t sample, int64_t chunk, ChannelSums& sums) {
-    const int64_t channels = args.shape.channels, base = sample * args.shape.pixels * channels;
-    const T* x = reinterpret_cast<const T*>(args.x) + base;
-    T* y = reinterpret_cast<T*>(args.y) + base;
-    const float *of_d = sums.of(0), *constant = sums.of(1), *mean = sums.of(2);
+    const int64_t out_channels = args.shape.channels;
     const int64_t first = sums.chunks.first(chunk), end = sums.chunks.end(chunk, args.shape);
-    for_channel_columns(channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
-        f32v a[kVectors], b[kVectors], m[kVectors];
-        for (int v = 0; v < vectors; ++v) {
-            const int64_t i = c + v * kLanes;
-            a[v] = load_n(of_d + i, n);
-            b[v] = load_n(constant + i, n);
-            m[v] = load_n(mean + i, n);
-        }
-        for (int64_t p = first; p < end; ++p)
+    for (int which = 0; which < 2; ++which) {
+        const Input in = input(args, which);
+        const T* x = reinterpret_cast<const T*>(in.data) + sample * args.shape.pixels * in.channels;
+        T* y = reinterpret_cast<T*>(args.y) + sample * args.shape.pixels * out_channels + in.first;
+        const float *of_d = sums.of(0) + in.first, *constant = sums.of(1) + in.first, *mean = sums.of(2) + in.first;
+        for_channel_columns(in.channels, [&](int64_t c, int vectors, int n) DIFFKERN_LAMBDA {
+            f32v a[kVectors], b[kVectors], m[kVectors];
             for (int v = 0; v < vectors; ++v) {
-                const int64_t i = p * channels + c + v * kLanes;
-                store_n(y + i, activate<kSilu>((load_n(x + i, n) - m[v]) * a[v] + b[v]), n);
+                const int64_t i = c + v * kLanes;
+                a[v] = load_n(of_d + i, n);
+                b[v] = load_n(constant + i, n);
+                m[v] = load_n(mean + i, n);
             }
-    });
+            for (int64_t p = first; p < end; ++p)
+                for (int v = 0; v < vectors; ++v) {
+                    const int64_t i = c + v * kLanes;
+                    const f32v d = load_n(x + p * in.channels + i, n) - m[v];
+                    store_n(y + p * out_channels + i, activate<kSilu>(d * a[v] + b[v]), n);
+                }
+        });
+    }
 }
 
 // Runs prepare(sample), first(sample, chunk), join(sample), second(sample, chunk) in that order for every sample.

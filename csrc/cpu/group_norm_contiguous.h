@@ -1,6 +1,7 @@
-// group_norm on contiguous tensors: a group of a sample is one slab of channels_per_group * pixels values. A task is a
-// few slabs. Forward reads x from memory once (the second and third look at a slab find it in a cache unless it passes
-// the second level) and writes y once: 8 bytes an element in float32. Backward reads x and dy and writes dx.
+// group_norm on contiguous tensors: a group of a sample is one slab of channels_per_group * pixels values, or two where
+// some of its channels are x's and some skip's. A task is a few slabs. Forward reads x from memory once (the second and
+// third look at a slab find it in a cache unless it passes the second level) and writes y once: 8 bytes an element in
+// float32. Backward reads x and dy and writes dx.
 #pragma once
 
 #include "cpu/group_norm_math.h"
@@ -14,8 +15,9 @@ struct DeviationSums {
     double first, second;  // of d and of d^2
 };
 
+// Over the whole vectors of [0, count).
 template <class T>
-DeviationSums deviation_sums(const T* x, int64_t count, float center) {
+DIFFKERN_INLINE void vector_sums(const T* x, int64_t count, float center, f32v& first, f32v& second) {
     f32v rest[4] = {}, square[4] = {};
     int64_t i = 0;
     for (; i + 4 * kLanes <= count; i += 4 * kLanes)
@@ -29,81 +31,188 @@ DeviationSums deviation_sums(const T* x, int64_t count, float center) {
         rest[0] += d;
         square[0] += d * d;
     }
+    first = (rest[0] + rest[1]) + (rest[2] + rest[3]);
+    second = (square[0] + square[1]) + (square[2] + square[3]);
+}
+
+// Over what is left behind the last whole vector.
+template <class T>
+DIFFKERN_INLINE DeviationSums tail_sums(const T* x, int64_t count, float center) {
     DeviationSums sums = {0, 0};
-    for (; i < count; ++i) {
+    for (int64_t i = count / kLanes * kLanes; i < count; ++i) {
         const float d = to_float(x[i]) - center;
         sums.first += d;
         sums.second += static_cast<double>(d) * d;
     }
-    sums.first += sum((rest[0] + rest[1]) + (rest[2] + rest[3]));
-    sums.second += sum((square[0] + square[1]) + (square[2] + square[3]));
     return sums;
 }
 
-// The mean of the first 64 values, or of as many as there are whole vectors; of one value where there is none.
 template <class T>
-float first_center(const T* x, int64_t count) {
-    const int64_t values = (count < 64 ? count : 64) / kLanes * kLanes;
-    if (values == 0) return to_float(x[0]);
-    f32v total = {};
-    for (int64_t i = 0; i < values; i += kLanes) total += load(x + i);
-    return sum(total) / static_cast<float>(values);
+DeviationSums deviation_sums(const T* x, int64_t count, float center) {
+    f32v first, second;
+    vector_sums(x, count, center, first, second);
+    DeviationSums sums = tail_sums(x, count, center);
+    sums.first += sum(first);
+    sums.second += sum(second);
+    return sums;
+}
+
+// How many of the first values a center is the mean of: 64, or as many as there are whole vectors.
+inline int64_t center_values(int64_t count) {
+    return (count < 64 ? count : 64) / kLanes * kLanes;
 }
 
 template <class T>
-Moments slab_moments(const T* x, int64_t count) {
-    Moments moments;
+DIFFKERN_INLINE f32v center_sum(const T* x, int64_t values) {
+    f32v total = {};
+    for (int64_t i = 0; i < values; i += kLanes) total += load(x + i);
+    return total;
+}
+
+// The mean of the first few values; of one where there is no whole vector.
+template <class T>
+float first_center(const T* x, int64_t count) {
+    const int64_t values = center_values(count);
+    return values == 0 ? to_float(x[0]) : sum(center_sum(x, values)) / static_cast<float>(values);
+}
+
+inline bool is_far(double first, double second, double one_over_n) {
+    return first * first * one_over_n > kFar * second;
+}
+
+// Adds the moments of x + offset.
+template <class T>
+void add_moments(const T* x, int64_t count, double offset, Moments& moments) {
     for (int64_t start = 0; start < count; start += kBlock) {
         const int64_t size = start + kBlock < count ? kBlock : count - start;
         const double n = static_cast<double>(size), one_over_n = 1.0 / n;
         float center = first_center(x + start, size);
         DeviationSums sums = deviation_sums(x + start, size, center);
-        if (sums.first * sums.first * one_over_n > kFar * sums.second) {
+        if (is_far(sums.first, sums.second, one_over_n)) {
             center = static_cast<float>(center + sums.first * one_over_n);
             sums = deviation_sums(x + start, size, center);
         }
         const double error = sums.first * one_over_n;
         const double m2 = sums.second - sums.first * error;
-        moments.merge(n, center + error, m2 < 0 ? 0 : m2);
+        moments.merge(n, center + error + offset, m2 < 0 ? 0 : m2);
     }
-    return moments;
 }
 
-// A slab's place, and gamma' and beta' of its channels.
+// A value of each of four channels.
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef double f64x4 __attribute__((vector_size(32)));
+
+DIFFKERN_INLINE f32x4 sums_of(const f32v* v) {
+    f32x4 sums;
+    sum_each(v, reinterpret_cast<float*>(&sums));
+    return sums;
+}
+
+// The same for four channels of `count` <= kBlock values, each with its own offset. Small channels have as much to do
+// for adding up lanes and joining as for reading: here four share it.
+template <class T>
+void add_four_moments(const T* x, int64_t count, const float* offset, Moments& moments) {
+    const double n = static_cast<double>(count), one_over_n = 1.0 / n;
+    const int64_t values = center_values(count);
+    f32v vectors[4], squares[4];
+    f32x4 center, vector, square, offsets;
+    for (int k = 0; k < 4; ++k) vectors[k] = center_sum(x + k * count, values);
+    center = sums_of(vectors) * (1.0f / static_cast<float>(values > 0 ? values : 1));
+    for (int k = 0; k < 4; ++k) {
+        if (values == 0) center[k] = to_float(x[k * count]);
+        vector_sums(x + k * count, count, center[k], vectors[k], squares[k]);
+    }
+    vector = sums_of(vectors);
+    square = sums_of(squares);
+    __builtin_memcpy(&offsets, offset, sizeof offsets);
+    f64x4 first = __builtin_convertvector(vector, f64x4), second = __builtin_convertvector(square, f64x4);
+    for (int k = 0; count % kLanes != 0 && k < 4; ++k) {
+        const DeviationSums tail = tail_sums(x + k * count, count, center[k]);
+        first[k] += tail.first;
+        second[k] += tail.second;
+    }
+    const auto far = first * first * one_over_n > second * static_cast<double>(kFar);
+    for (int k = 0; (far[0] | far[1] | far[2] | far[3]) && k < 4; ++k) {
+        center[k] = static_cast<float>(center[k] + first[k] * one_over_n);
+        const DeviationSums sums = deviation_sums(x + k * count, count, center[k]);
+        first[k] = sums.first;
+        second[k] = sums.second;
+    }
+    const f64x4 error = first * one_over_n, rest = second - first * error;
+    const f64x4 mean = __builtin_convertvector(center, f64x4) + error + __builtin_convertvector(offsets, f64x4);
+    const f64x4 m2 = rest < 0.0 ? f64x4{} : rest, d = mean - mean[0], d2 = d * d;
+    const double total = d[1] + d[2] + d[3], spread = d2[1] + d2[2] + d2[3] - total * total * 0.25;
+    moments.merge(4 * n, mean[0] + total * 0.25, (m2[0] + m2[1]) + (m2[2] + m2[3]) + n * spread);
+}
+
+// A slab's place, and gamma', beta' and the offsets of its channels (null without offset).
 struct Slab {
     int64_t sample, group;
-    const float *gamma, *beta;
+    const float *gamma, *beta, *offset;
 };
 
 // The slab `by` further on in the same sample.
 inline Slab next(const Slab& slab, int64_t by, int64_t channels) {
-    return {slab.sample, slab.group + by, slab.gamma + by * channels, slab.beta + by * channels};
+    return {slab.sample, slab.group + by, slab.gamma + by * channels, slab.beta + by * channels,
+            slab.offset ? slab.offset + by * channels : nullptr};
+}
+
+// Where a channel of a sample begins, in one of two tensors: x and skip, or dx and dskip.
+template <class T, class Byte>
+T* channel_of(const GroupNormArgs& args, Byte* x, Byte* skip, int64_t sample, int64_t channel) {
+    const bool of_x = channel < args.x_channels;
+    const int64_t channels = of_x ? args.x_channels : args.shape.channels - args.x_channels;
+    const int64_t index = sample * channels + (of_x ? channel : channel - args.x_channels);
+    return reinterpret_cast<T*>(of_x ? x : skip) + index * args.shape.pixels;
+}
+
+// The end of the channels that lie one after the other in one tensor, from `channel` to `end` at most.
+inline int64_t run_end(const GroupNormArgs& args, int64_t channel, int64_t end) {
+    return channel < args.x_channels && args.x_channels < end ? args.x_channels : end;
 }
 
 template <class T>
 Moments slab_statistics(const GroupNormArgs& args, const Slab& slab) {
-    const int64_t size = args.shape.channels / args.num_groups * args.shape.pixels;
-    return slab_moments(reinterpret_cast<const T*>(args.x) + (slab.sample * args.num_groups + slab.group) * size, size);
+    const int64_t channels = args.shape.channels / args.num_groups;
+    const int64_t first = slab.group * channels, end = first + channels;
+    const int64_t pixels = args.shape.pixels;
+    Moments moments;
+    for (int64_t c = first, next; c < end; c = next) {
+        next = run_end(args, c, end);
+        const T* x = channel_of<const T>(args, args.x, args.skip, slab.sample, c);
+        if (!slab.offset) {
+            add_moments(x, (next - c) * pixels, 0, moments);
+            continue;
+        }
+        const float* offset = slab.offset + (c - first);
+        for (; pixels <= kBlock && c + 4 <= next; c += 4, x += 4 * pixels, offset += 4)
+            add_four_moments(x, pixels, offset, moments);
+        for (; c < next; ++c, x += pixels, ++offset) add_moments(x, pixels, *offset, moments);
+    }
+    return moments;
 }
 
 template <class T, bool kSilu>
 void slab_apply(const GroupNormArgs& args, const Slab& slab, const Moments& moments) {
     const int64_t channels = args.shape.channels / args.num_groups, pixels = args.shape.pixels;
-    const int64_t index = slab.sample * args.num_groups + slab.group;
-    const T* x = reinterpret_cast<const T*>(args.x) + index * channels * pixels;
+    const int64_t index = slab.sample * args.num_groups + slab.group, first = slab.group * channels;
     T* y = reinterpret_cast<T*>(args.y) + index * channels * pixels;
     const auto rstd = static_cast<float>(moments.rstd(args.eps));
-    const auto mean = static_cast<float>(moments.mean);
-    const auto mean_rest = static_cast<float>(moments.mean - mean);
+    Split mean(moments.mean);
     if (args.mean) {
-        args.mean[index] = mean;
+        args.mean[index] = mean.value;
         args.rstd[index] = rstd;
     }
-    for (int64_t c = 0; c < channels; ++c, x += pixels, y += pixels) {
-        const float a = rstd * slab.gamma[c], b = slab.beta[c] - mean_rest * a;
-        for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
-            store_n(y + i, activate<kSilu>((load_n(x + i, n) - mean) * a + b), n);
-        });
+    for (int64_t c = 0, end; c < channels; c = end) {
+        end = run_end(args, first + c, first + channels) - first;
+        const T* x = channel_of<const T>(args, args.x, args.skip, slab.sample, first + c);
+        for (int64_t k = c; k < end; ++k, x += pixels, y += pixels) {
+            if (slab.offset) mean = Split(moments.mean - slab.offset[k]);
+            const float m = mean.value, a = rstd * slab.gamma[k], b = slab.beta[k] - mean.rest * a;
+            for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
+                store_n(y + i, activate<kSilu>((load_n(x + i, n) - m) * a + b), n);
+            });
+        }
     }
 }
 
@@ -122,78 +231,6 @@ void slabs_forward(const GroupNormArgs& args, const Slab& first, int64_t count) 
     }
 }
 
-template <class T, bool kSilu>
-void slab_backward(const GroupNormBackwardArgs& args, const Slab& slab) {
-    const GroupNormArgs& fwd = args.forward;
-    const int64_t channels = fwd.shape.channels / fwd.num_groups, pixels = fwd.shape.pixels;
-    const int64_t index = slab.sample * fwd.num_groups + slab.group;
-    const int64_t offset = index * channels * pixels;
-    const T* x = reinterpret_cast<const T*>(fwd.x) + offset;
-    const T* dy = reinterpret_cast<const T*>(args.dy) + offset;
-    T* dx = reinterpret_cast<T*>(args.dx) + offset;
-    const float mean = fwd.mean[index], rstd = fwd.rstd[index];
-
-    // Sums of dz and of dz d over [start, end) of channel c; dz is kept in dx for the second look.
-    const auto sums = [&](int64_t c, int64_t start, int64_t end, f32v& acc, f32v& acc_d) DIFFKERN_LAMBDA {
-        const int64_t base = c * pixels;
-        const float a = slab.gamma[c] * rstd, beta = slab.beta[c];
-        acc = acc_d = f32v{};
-        for_lanes(start, end, [&](int64_t i, int n) DIFFKERN_LAMBDA {
-            // A partial piece of dy is filled up with zeros, so its missing lanes add nothing (unless mean or rstd is
-            // NaN, and then the sums are NaN by right).
-            const f32v d = load_n(x + base + i, n) - mean;
-            const f32v dz = activation_backward<kSilu>(d * a + beta, load_n(dy + base + i, n));
-            acc += dz;
-            acc_d += dz * d;
-            if (sizeof(T) == 4) store_n(dx + base + i, dz, n);
-        });
-    };
-    double group_dz = 0, group_dz_d = 0;
-    const auto keep = [&](int64_t c, double total, double total_d) DIFFKERN_LAMBDA {
-        args.sum_dz[index * channels + c] = static_cast<float>(total);
-        args.sum_dz_xhat[index * channels + c] = static_cast<float>(total_d * rstd);
-        group_dz += slab.gamma[c] * total;
-        group_dz_d += slab.gamma[c] * total_d;
-    };
-    int64_t c = 0;
-    for (; pixels <= kBlock && c + 4 <= channels; c += 4) {
-        f32v acc[4], acc_d[4];
-        float total[4], total_d[4];
-        for (int k = 0; k < 4; ++k) sums(c + k, 0, pixels, acc[k], acc_d[k]);
-        sum_each(acc, total);
-        sum_each(acc_d, total_d);
-        for (int k = 0; k < 4; ++k) keep(c + k, total[k], total_d[k]);
-    }
-    for (; c < channels; ++c) {
-        double total = 0, total_d = 0;
-        for (int64_t start = 0; start < pixels; start += kBlock) {
-            f32v acc, acc_d;
-            sums(c, start, start + kBlock < pixels ? start + kBlock : pixels, acc, acc_d);
-            total += sum(acc);
-            total_d += sum(acc_d);
-        }
-        keep(c, total, total_d);
-    }
-
-    if (channels * pixels == 1)  // the normalised value is 0 whatever x is; NaN stays
-        return store_n(dx, broadcast(static_cast<float>(0 * group_dz)), 1);
-
-    // dx = rstd (gamma' dz - mean(gamma' dz) - x_hat mean(gamma' dz x_hat)), with x_hat = d rstd
-    const double of_size = rstd / static_cast<double>(channels * pixels);
-    const auto constant = static_cast<float>(-group_dz * of_size);
-    const auto of_xhat = static_cast<float>(-group_dz_d * rstd * of_size);
-    for (c = channels - 1; c >= 0; --c) {  // the last ones are still in the first-level cache
-        const int64_t base = c * pixels;
-        const float beta = slab.beta[c], a = slab.gamma[c] * rstd;
-        for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
-            const f32v d = load_n(x + base + i, n) - mean;
-            const f32v dz = sizeof(T) == 4 ? load_n(dx + base + i, n)
-                                           : activation_backward<kSilu>(d * a + beta, load_n(dy + base + i, n));
-            store_n(dx + base + i, dz * a + (d * rstd * of_xhat + constant), n);
-        });
-    }
-}
-
 // Slabs are small at the bottom of a U-Net: a task takes as many as make some 16 K values, and reads the parameters of
 // all its slabs of a sample at once. Runs fn(first slab, how many).
 template <class Fn>
@@ -203,13 +240,14 @@ void for_each_slab(const GroupNormArgs& args, Fn fn) {
     const int64_t of_task = 16384 / size + 1;
     auto body = [&](int64_t task) {
         const int64_t last = (task + 1) * of_task < slabs ? (task + 1) * of_task : slabs;
-        Scratch<float> affine(2 * of_task * channels);
+        Scratch<float> affine(3 * of_task * channels);
         for (int64_t i = task * of_task; i < last;) {
             const int64_t sample = i / args.num_groups, first = i % args.num_groups;
             const int64_t here = args.num_groups - first < last - i ? args.num_groups - first : last - i;
-            float *gamma = affine, *beta = gamma + here * channels;
+            float *gamma = affine, *beta = gamma + here * channels, *offset = beta + here * channels;
             affine_row(args, sample, first * channels, here * channels, gamma, beta);
-            fn({sample, first, gamma, beta}, here);
+            if (args.offset) load_row(args.offset, sample, first * channels, here * channels, 0.0f, offset);
+            fn({sample, first, gamma, beta, args.offset ? offset : nullptr}, here);
             i += here;
         }
     };

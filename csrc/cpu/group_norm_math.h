@@ -7,7 +7,8 @@
 // are joined by Chan's formula in double: exact to float32's rounding whatever the mean. With the mean split into a
 // float and its remainder, x - mean loses nothing either.
 //
-// Both kernels work on d = x - mean with rstd folded into the coefficients: z = d a + beta', a = gamma' rstd.
+// Both kernels work on d = x - mean with rstd folded into the coefficients: z = d a + beta', a = gamma' rstd. An offset
+// is never added to a value: it moves a channel's mean where statistics are joined, and then d = x - (mean - offset).
 #pragma once
 
 #include "cpu/activation.h"
@@ -56,14 +57,22 @@ struct Moments {
             m2 = other_m2;
             return;
         }
-        const double total = count + n;
+        const double share = n / (count + n);
         const double delta = other_mean - mean;
-        mean += delta * (n / total);
-        m2 += other_m2 + delta * delta * (count * n / total);
-        count = total;
+        mean += delta * share;
+        m2 += other_m2 + delta * delta * (count * share);
+        count += n;
     }
     double rstd(double eps) const {
         return 1.0 / __builtin_sqrt(m2 / count + eps);
+    }
+};
+
+// A mean as the float next to it and the float next to what that leaves.
+struct Split {
+    float value, rest;
+
+    explicit Split(double mean) : value(static_cast<float>(mean)), rest(static_cast<float>(mean - value)) {
     }
 };
 

@@ -166,6 +166,14 @@ DIFFKERN_INLINE void store_partial(T* p, V v, int n) {
     __builtin_memcpy(p, lanes, static_cast<unsigned long>(n) * sizeof(T));
 }
 
+// v with all but the first n lanes zero.
+DIFFKERN_INLINE f32v first_lanes(f32v v, int n) {
+    if (n == kLanes) return v;
+    float lanes[kLanes];
+    store(lanes, v);
+    return load_partial(lanes, n);
+}
+
 // kLanes lanes or fewer: what the body of a loop over any length needs.
 template <class T>
 DIFFKERN_INLINE auto load_n(const T* p, int n) {

@@ -24,7 +24,7 @@ void check_forward(const GroupNormCase& norm) {
                 const Affine affine(norm, sample, c);
                 for (int64_t p = 0; p < norm.shape.pixels; ++p) {
                     const int64_t i = norm.position(sample, c, p);
-                    const double xhat = (norm.x.get(i) - exact.mean) * exact.rstd;
+                    const double xhat = (norm.input(sample, c, p) - exact.mean) * exact.rstd;
                     const double y = activation(norm, xhat * affine.gamma + affine.beta);
                     // silu's slope is at most 1.1, and it is off by four epsilons itself (vec.cpp).
                     const double of_z = z_error(affine, xhat_error(xhat));

@@ -25,11 +25,12 @@ struct Sum {
 struct Value {
     double xhat, xhat_error, dz, dz_error;
 
-    Value(const GroupNormCase& norm, const Statistics& statistics, const Affine& affine, int64_t i) {
-        xhat = (norm.x.get(i) - statistics.mean) * statistics.rstd;
+    Value(const GroupNormCase& norm, const Statistics& statistics, const Affine& affine, int64_t sample,
+          int64_t channel, int64_t pixel) {
+        xhat = (norm.input(sample, channel, pixel) - statistics.mean) * statistics.rstd;
         // The mean that the forward pass left is a float32.
         xhat_error = tests::xhat_error(xhat) + kUnit * std::fabs(statistics.mean) * statistics.rstd;
-        const double dy = norm.dy.get(i);
+        const double dy = norm.dy.get(norm.position(sample, channel, pixel));
         dz = dy * slope(norm, xhat * affine.gamma + affine.beta);
         // act'' is at most 1/2; act' itself takes an exponential (2 ulp) and some six operations.
         dz_error = norm.silu ? std::fabs(dy) * (0.5 * z_error(affine, xhat_error) + kUnit * (kPerValue + 4)) : 0;
@@ -51,7 +52,7 @@ void check_group(const GroupNormCase& norm, int64_t sample, int64_t group) {
         const double share = std::fabs(affine.gamma) / count;
         Sum dz, dz_xhat;
         for (int64_t p = 0; p < norm.shape.pixels; ++p) {
-            const Value v(norm, statistics, affine, norm.position(sample, c, p));
+            const Value v(norm, statistics, affine, sample, c, p);
             dz.add(v.dz, v.dz_error);
             dz_xhat.add(v.dz * v.xhat, v.dz_error * std::fabs(v.xhat) + std::fabs(v.dz) * v.xhat_error);
         }
@@ -63,17 +64,21 @@ void check_group(const GroupNormCase& norm, int64_t sample, int64_t group) {
     }
     for (int64_t c = first; c < end; ++c) {
         const Affine affine(norm, sample, c);
+        Sum of_offset;
         for (int64_t p = 0; p < norm.shape.pixels; ++p) {
-            const int64_t i = norm.position(sample, c, p);
-            const Value v(norm, statistics, affine, i);
+            const Value v(norm, statistics, affine, sample, c, p);
             const double dxhat = affine.gamma * v.dz;
             const double dx = statistics.rstd * (dxhat - mean_dz.value - v.xhat * mean_dz_xhat.value);
             const double size = std::fabs(dxhat) + std::fabs(mean_dz.value) + std::fabs(v.xhat * mean_dz_xhat.value);
             const double error = std::fabs(affine.gamma) * v.dz_error + mean_dz.error +
                                  std::fabs(v.xhat) * mean_dz_xhat.error + v.xhat_error * std::fabs(mean_dz_xhat.value) +
                                  kUnit * (kPerValue + kPerSum) * size;
-            check(norm.dx.get(i), dx, statistics.rstd * error, norm.dtype, "dx", norm);
+            check(norm.gradient(sample, c, p), dx, statistics.rstd * error, norm.dtype, "dx", norm);
+            of_offset.add(dx, statistics.rstd * (error + kUnit * kPerSum * size));
         }
+        if (norm.offset)
+            check(norm.doffset.get(sample * norm.shape.channels + c), of_offset.value, of_offset.error, DType::f32,
+                  "d offset", norm);
     }
 }
 

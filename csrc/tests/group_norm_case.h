@@ -51,10 +51,12 @@ struct GroupNormCase {
     DType dtype;
     bool silu;
     double eps = 1e-5;
-    Buffer x, dy, y, dx, mean, rstd, sum_dz, sum_dz_xhat;
-    ParameterPtr weight, bias, scale, shift;
+    int64_t x_channels;  // the others are skip's
+    Buffer x, skip, dy, y, dx, dskip, mean, rstd, sum_dz, sum_dz_xhat, doffset;
+    ParameterPtr weight, bias, scale, shift, offset;
 
-    // x is uniform around `center` with a width of 4. Affine and scale-shift are there or not, in any type and strides.
+    // x + offset is uniform around `center` with a width of 4. Affine, scale-shift, offset and skip are there or not,
+    // in any type and strides; an offset is as large as the center.
     GroupNormCase(const GroupNormShape& size, bool channels_last, DType dtype, double center, Random& random);
 
     GroupNormArgs forward_args(int num_threads) const;
@@ -64,10 +66,26 @@ struct GroupNormCase {
     int64_t per_group() const {
         return shape.channels / num_groups;
     }
-    // Where a value lies in x, y, dy, dx.
+    // Where a value lies in y and dy.
     int64_t position(int64_t sample, int64_t channel, int64_t pixel) const {
         return (sample * shape.channels * shape.pixels) +
                (shape.channels_last ? pixel * shape.channels + channel : channel * shape.pixels + pixel);
+    }
+    // What stands in x or skip, with the offset.
+    double input(int64_t sample, int64_t channel, int64_t pixel) const {
+        return at(x, skip, sample, channel, pixel) + (offset ? offset->at(sample, channel) : 0);
+    }
+    double gradient(int64_t sample, int64_t channel, int64_t pixel) const {
+        return at(dx, dskip, sample, channel, pixel);
+    }
+
+ private:
+    double at(const Buffer& of_x, const Buffer& of_skip, int64_t sample, int64_t channel, int64_t pixel) const {
+        const bool first = channel < x_channels;
+        const int64_t channels = first ? x_channels : shape.channels - x_channels;
+        const int64_t c = first ? channel : channel - x_channels, base = sample * channels * shape.pixels;
+        return (first ? of_x : of_skip)
+            .get(base + (shape.channels_last ? pixel * channels + c : c * shape.pixels + pixel));
     }
 };
 

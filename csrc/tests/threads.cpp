@@ -151,7 +151,8 @@ TEST(threads, group_norm) {
                     const GroupNormCase norm(size, channels_last, dtype, 0.5, random);
                     group_norm(norm.forward_args(num_threads));
                     group_norm_backward(norm.backward_args(num_threads));
-                    return std::vector<Buffer>{norm.y, norm.mean, norm.rstd, norm.dx, norm.sum_dz, norm.sum_dz_xhat};
+                    return std::vector<Buffer>{norm.y,     norm.mean,   norm.rstd,        norm.dx,
+                                               norm.dskip, norm.sum_dz, norm.sum_dz_xhat, norm.doffset};
                 });
 }
 

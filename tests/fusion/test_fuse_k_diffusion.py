@@ -138,6 +138,13 @@ def test_an_adagn_of_another_key_and_eps():
     assert_same(results(fused(norm), x, both), results(norm, x, both))
 
 
+def test_an_adagn_in_float32_of_a_16_bit_image():
+    norm, x = randomised(k_diffusion.layers().AdaGN(12, 8, 2)), images(3, 8, 4, 4)
+    ours, theirs, exact = fused(norm)(x.bfloat16(), cond(3)), norm(x.bfloat16(), cond(3)), norm(x, cond(3))
+    assert ours.dtype == theirs.dtype == torch.float32
+    assert distance(ours, exact) <= distance(theirs, exact)
+
+
 def test_a_conditioned_skip_is_given_the_condition():
     layers = k_diffusion.layers()
     main = [layers.AdaGN(12, 8, 2), nn.GELU(), nn.Conv2d(8, 8, 3, padding=1)]

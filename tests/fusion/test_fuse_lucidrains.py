@@ -322,6 +322,25 @@ def test_half_precision(dtype):
     assert distance(out, exact) <= 1.05 * distance(expected, exact)
 
 
+def test_float64_for_which_there_is_no_kernel():
+    model, x, t = Chain().double(), images(2, 8, 5, 7).double(), images(2, 16).double()
+    assert_bitwise(results(fused(model), x, t), results(model, x, t))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_adapters(when):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["proj", "mlp.1"], r=2)
+
+    def adapted(net):
+        return randomised(peft.inject_adapter_in_model(config, net), seed=4)
+
+    model, x, t = Chain(), images(2, 8, 5, 7), images(2, 16)
+    same = fused(adapted(copy.deepcopy(model))) if when == "before" else adapted(fused(model))
+    assert any("lora_A" in name for name, _ in same.named_parameters())
+    assert_same(results(same, x, t), results(adapted(model), x, t))
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_autocast(older):
     model = randomised(ResnetBlock(8, 12, adds=False)) if older else Chain().eval()

@@ -45,6 +45,13 @@ def test_scale_and_shift_may_be_halves_of_one_projection():
     assert relative(norm(x, scale, shift), expected(x, norm, scale, shift, silu=True)) < 1e-6
 
 
+def test_offset_and_skip():
+    norm = randomised(GroupNorm(3, 12, activation="silu"))
+    x, skip, offset = torch.randn(2, 8, 5, 7), torch.randn(2, 4, 5, 7), torch.randn(2, 12)
+    joined = torch.cat([x, skip], 1).double() + offset.double()[:, :, None, None]
+    assert relative(norm(x, offset=offset, skip=skip), expected(joined, norm, silu=True)) < 1e-6
+
+
 def test_is_a_torch_group_norm_with_its_keys():
     theirs = randomised(torch.nn.GroupNorm(4, 8))
     ours = GroupNorm(4, 8)

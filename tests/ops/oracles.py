@@ -53,9 +53,13 @@ def group_norm(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    skip: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """The formula in float64. F.group_norm refuses one value a group and one sample; the formula does not."""
-    groups = x.double().reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
+    x = x.double() if skip is None else torch.cat([x, skip], 1).double()
+    x = x if offset is None else x + expand(offset.double().flatten(1), x)
+    groups = x.reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
     deviation = groups - groups.mean(2, keepdim=True)
     deviation = deviation - deviation.mean(2, keepdim=True)  # what rounding the mean left
     z = (deviation / torch.sqrt(deviation.square().mean(2, keepdim=True) + eps)).reshape(x.shape)
@@ -79,9 +83,14 @@ def eager_group_norm(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    skip: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """The composition that group_norm replaces, in x's dtype (F.group_norm without its refusal of single values)."""
-    weight, bias, scale, shift = (None if p is None else p.to(x.dtype) for p in (weight, bias, scale, shift))
+    parameters = (weight, bias, scale, shift, offset)
+    weight, bias, scale, shift, offset = (None if p is None else p.to(x.dtype) for p in parameters)
+    x = x if skip is None else torch.cat([x, skip], 1)
+    x = x if offset is None else x + expand(offset.flatten(1), x)
     z = torch.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None:
         z = z * (1 + expand(scale.flatten(1), x))

@@ -46,8 +46,8 @@ def tensors(shape, dtype=torch.float32, memory_format=torch.contiguous_format, p
     if memory_format is not torch.contiguous_format:
         x = x.contiguous(memory_format=memory_format)
     weight, bias = (torch.randn(channels, generator=generator).to(parameters) for _ in range(2))
-    scale, shift = torch.randn(samples, 2 * channels, generator=generator).to(parameters).chunk(2, 1)
-    return [x, weight, bias, scale, shift]
+    scale, shift, offset = torch.randn(samples, 3 * channels, generator=generator).to(parameters).chunk(3, 1)
+    return [x, weight, bias, scale, shift, offset]
 
 
 SHAPES = [((2, 8), torch.contiguous_format), ((3, 8, 5), torch.contiguous_format), ((2, 8, 5, 3), torch.channels_last)]
@@ -60,7 +60,7 @@ SHAPES += [((2, 8, 5, 3), torch.contiguous_format), ((2, 8, 2, 3, 2), torch.chan
 def test_forward_and_backward_equal_the_general_road(monkeypatch, taken, shape, memory_format, dtype, with_scale):
     values = tensors(shape, dtype, memory_format or torch.contiguous_format)
     inputs = [v.detach().requires_grad_() for v in (values if with_scale else values[:3])]
-    keywords = dict(zip(("scale", "shift"), inputs[3:], strict=False))
+    keywords = dict(zip(("scale", "shift", "offset"), inputs[3:], strict=False))
     dy = torch.randn_like(values[0])
 
     def run():
@@ -77,7 +77,7 @@ def test_forward_and_backward_equal_the_general_road(monkeypatch, taken, shape, 
 
 
 def test_frozen_parameters_get_no_gradient(taken):
-    x, weight, bias, _, _ = tensors((2, 8, 4, 4))
+    x, weight, bias, *_ = tensors((2, 8, 4, 4))
     weight.requires_grad_()
     group_norm(x, 4, weight, bias, activation="silu").sum().backward()
     assert weight.grad is not None
@@ -116,16 +116,25 @@ def test_other_tensors_are_left_to_the_general_road(taken, make):
         torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_skip_is_left_to_the_general_road(taken):
+    x, skip = torch.randn(2, 8, 4, 4), torch.randn(2, 4, 4, 4)
+    y = group_norm(x, 3, skip=skip)
+    torch.testing.assert_close(y, F.group_norm(torch.cat([x, skip], 1), 3))
+    assert taken == []
+
+
 def test_unusual_gradients_take_the_general_road():
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
-    y = group_norm(x, 4, activation="silu")
+    offset = torch.randn(2, 8, requires_grad=True)
+    y = group_norm(x, 4, offset=offset, activation="silu")
     expanded = torch.ones(()).expand(y.shape)
     other_order = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
     for dy in (expanded, other_order, torch._neg_view(other_order)):
-        (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
-        reference = x.detach().double().requires_grad_()
-        (expected,) = torch.autograd.grad(F.silu(F.group_norm(reference, 4)), reference, dy.double())
-        torch.testing.assert_close(dx.double(), expected, rtol=1e-4, atol=1e-5)
+        gradients = torch.autograd.grad(y, (x, offset), dy, retain_graph=True)
+        exact = [t.detach().double().requires_grad_() for t in (x, offset)]
+        z = F.silu(F.group_norm(exact[0] + exact[1][:, :, None, None], 4))
+        for gradient, expected in zip(gradients, torch.autograd.grad(z, exact, dy.double()), strict=True):
+            torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batched_gradients():
@@ -248,12 +257,12 @@ def test_no_forward_mode_derivative():
 
 
 def test_no_reference_is_kept():
-    x, weight, bias, scale, shift = (v.requires_grad_() for v in tensors((2, 8, 4, 4)))
-    held = [x, weight, bias, scale, shift, torch.float32, torch.empty_like, torch.empty]
+    x, weight, bias, scale, shift, offset = inputs = [v.requires_grad_() for v in tensors((2, 8, 4, 4))]
+    held = [*inputs, torch.float32, torch.empty_like, torch.empty]
 
     def call():
-        y = group_norm(x, 4, weight, bias, scale=scale, shift=shift)
-        torch.autograd.grad(y.sum(), [x, weight, bias, scale, shift])
+        y = group_norm(x, 4, weight, bias, scale=scale, shift=shift, offset=offset)
+        torch.autograd.grad(y.sum(), inputs)
 
     call()
     before = [sys.getrefcount(one) for one in held]

@@ -139,10 +139,15 @@ def cases() -> dict[str, tuple[str, tuple]]:
                 " plain": (None, 1e-5, None, None, False),
             }.items():
                 found[f"channel_rms_norm{name} {layout} {dtype}"] = ("channel_rms_norm", (x, *arguments))
-    backward = (X, X, randn(4), randn(4), None, None, torch.zeros(2, 2), torch.ones(2, 2), 2, True)
-    found["group_norm_backward"] = ("group_norm_backward", backward)
+            skip, offset = grad(2, 2, 3, 5, seed=5, dtype=dtype), grad(2, 6, seed=6)
+            arguments = (x, 2, None, None, 1e-5, None, None, True, skip, offset)
+            found[f"group_norm skip {layout} {dtype}"] = ("group_norm", arguments)
+    of_group_norm = (X, X, randn(4), randn(4), None, None, torch.zeros(2, 2), torch.ones(2, 2), 2, True)
+    found["group_norm_backward"] = ("group_norm_backward", of_group_norm)
     backward = (X, X, randn(4), 1e-12, randn(2, 4), None, X.norm(dim=1, keepdim=True), True)
     found["channel_rms_norm_backward"] = ("channel_rms_norm_backward", backward)
+    parts = (X[:, :1].clone(), *of_group_norm[2:], in_layout(X[:, 1:], "channels_last"), randn(2, 4))
+    found["group_norm_backward skip"] = ("group_norm_backward", (X, *parts))
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from diffkern.integrations.fusion import memory_format
 from diffkern.integrations.fusion.blocks import methods_for
@@ -51,11 +52,14 @@ def fuse(
         for name, module in list(model.named_modules()):
             fusing.consider(name, module, around_fused)
     replaced, skipped = fusing.replaced, fusing.skipped
-    if channels_last:
-        replaced.extend(memory_format.to_channels_last(model))
-    for option in sorted(chosen - {"channels_last"}):
-        if not any(m.option == option for m in _fused_methods(model)):
-            skipped.append(Skipped("", type(model).__name__, f"{option}: nothing in this model that it applies to"))
+    had_effect = {method.option for method in _fused_methods(model)}
+    if not (replaced or skipped):
+        skipped.append(Skipped("", type(model).__name__, "nothing in it is known"))
+    if channels_last and (stored := list(memory_format.to_channels_last(model))):
+        replaced.extend(stored)
+        had_effect.add("channels_last")
+    for option in sorted(chosen - had_effect):
+        skipped.append(Skipped("", type(model).__name__, f"{option}: nothing in this model that it applies to"))
     return FuseReport(tuple(replaced), tuple(skipped))
 
 
@@ -116,6 +120,8 @@ class _Fusing:
             raise NotTheSame("a scripted module has no Python class to change")
         if "forward" in module.__dict__:
             raise NotTheSame("its forward was replaced on the instance")
+        if any(is_lazy(p) for p in module.parameters()):
+            raise NotTheSame("its parameters have no shape yet")
         key = (method, signature(module))
         if key not in self._tried:
             try:

@@ -58,7 +58,7 @@ class FuseReport:
             return f"{len(self.replaced)} replaced, {len(self.skipped)} left\n{rows}"
         written = io.StringIO()
         Console(file=written, width=120).print(self)
-        return written.getvalue().rstrip()
+        return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).rstrip()
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
         """One row for all modules of which the same is to be said."""

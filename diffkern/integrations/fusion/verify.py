@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules import module as hooks_of_all
 
 from diffkern import backends
 from diffkern.integrations.fusion.method import FusedBlock
@@ -39,18 +40,15 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    state = {name: _random(name, p, generator) for name, p in module.named_parameters()}
-    state |= {name: b.detach().to("cpu", torch.float32 if b.is_floating_point() else b.dtype, copy=True)
-              for name, b in module.named_buffers()}  # fmt: skip
     largest = 0.0
     with _undisturbed(module):
+        state = {name: _random(name, p, generator) for name, p in module.named_parameters()}
+        state |= {name: _on_cpu(b) for name, b in module.named_buffers()}
         for training in (False, True):
             for submodule in module.modules():
                 submodule.training = training
-            try:
+            with _reason("an input for it cannot be made"):
                 arguments, keywords = method.example(module, draw), method.example_keywords(module)
-            except Exception as error:  # a stranger's module may lack whatever this reads
-                raise NotTheSame(f"no input to try it on: {type(error).__name__}: {error}") from error
             before = _called(module, state, arguments, keywords)
             try:
                 swap(module, method)
@@ -72,11 +70,9 @@ def _called(
     """The outputs and, as a block may write into them, the arguments afterwards."""
     state = {name: tensor.clone() for name, tensor in state.items()}
     arguments = tuple(_copied(argument) for argument in arguments)
-    torch.manual_seed(0)
-    try:
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would seed accelerators' too
+    with _reason("it cannot be tried on a random input"):
         outputs = functional_call(module, state, arguments, keywords)
-    except Exception as error:  # whatever a stranger's module raises
-        raise NotTheSame(f"it cannot be tried on a random input: {type(error).__name__}: {error}") from error
     tensors = list(_tensors(outputs))
     if not tensors:
         raise NotTheSame("it returns no tensor")
@@ -113,10 +109,25 @@ def _copied(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def _reason(what: str) -> Iterator[None]:
+    """Turns whatever a stranger's module raises into the reason for leaving it alone."""
+    try:
+        yield
+    except Exception as error:
+        raise NotTheSame(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _on_cpu(buffer: Tensor) -> Tensor:
+    """A copy of a buffer, in float32 if it is floating-point; ones for one without values, on the device meta."""
+    dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
+    return torch.ones(buffer.shape, dtype=dtype) if buffer.is_meta else buffer.detach().to("cpu", dtype, copy=True)
+
+
 def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Values that keep activations near one: weights by their fan-in, scales around one."""
     if not parameter.is_floating_point():
-        return parameter.detach().cpu()
+        return _on_cpu(parameter)
     values = torch.randn(parameter.shape, generator=generator)
     if parameter.dim() > 1 and parameter[0].numel() > 1:
         return values / parameter[0].numel() ** 0.5
@@ -125,26 +136,37 @@ def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """No hooks, no gradients, no autocast; training flags and torch's generator are given back as they were.
-
-    So are attributes that say what dtype a module works in: that is float32 meanwhile, as the parameters are.
-    """
+    """No hooks, no gradients, no autocast, torch's own defaults of dtype and device; all is given back as it was."""
     modules = list(module.modules())
     flags = [m.training for m in modules]
     hooks = [{name: m.__dict__[name] for name in _HOOKS if name in m.__dict__} for m in modules]
     dtypes = [{name: value for name, value in vars(m).items() if isinstance(value, torch.dtype)} for m in modules]
+    of_all = [(registered, registered.copy()) for registered in _hooks_of_all()]
+    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if backends.unavailable("native") is not None:
             stack.enter_context(backends.use_backend("reference"))
         try:
+            for registered, _ in of_all:
+                registered.clear()
             for m, of_dtypes in zip(modules, dtypes, strict=True):
                 m.__dict__.update({name: type(m.__dict__[name])() for name in _HOOKS if name in m.__dict__})
                 m.__dict__.update(dict.fromkeys(of_dtypes, torch.float32))
             yield
         finally:
+            for registered, earlier in of_all:
+                registered.update(earlier)
             for m, flag, of_hooks, of_dtypes in zip(modules, flags, hooks, dtypes, strict=True):
                 m.training = flag
                 m.__dict__.update(of_hooks | of_dtypes)
+
+
+def _hooks_of_all() -> list[dict[int, Any]]:
+    """Torch's registries of hooks for every module."""
+    return [getattr(hooks_of_all, f"_global{name}") for name in _HOOKS]

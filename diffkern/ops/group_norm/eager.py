@@ -25,6 +25,7 @@ def group_norm(
     eps: float,
     scale: Tensor | None,
     shift: Tensor | None,
+    offset: Tensor | None,
     silu: bool,
 ) -> Tensor | None:
     """y of op.group_norm, or None where the call is not plain."""
@@ -34,11 +35,11 @@ def group_norm(
     if native is None:
         return None
     result = native.group_norm_eager(
-        x, num_groups, weight, bias, eps, scale, shift, silu, is_grad_enabled(), get_num_threads()
+        x, num_groups, weight, bias, eps, scale, shift, offset, silu, is_grad_enabled(), get_num_threads()
     )
     if type(result) is not tuple:
         return result
-    return _apply((*result, num_groups, silu), x, weight, bias, scale, shift)
+    return _apply((*result, num_groups, silu), x, weight, bias, scale, shift, offset)
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -53,24 +54,39 @@ class _GroupNorm(torch.autograd.Function):
         bias: Tensor | None,
         scale: Tensor | None,
         shift: Tensor | None,
+        offset: Tensor | None,
     ) -> Tensor:
         y, statistics, ctx.num_groups, ctx.silu = result
-        ctx.save_for_backward(x, weight, bias, scale, shift, statistics)
+        ctx.save_for_backward(x, weight, bias, scale, shift, offset, statistics)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, scale, shift, statistics = ctx.saved_tensors
+        x, weight, bias, scale, shift, offset, statistics = ctx.saved_tensors
         native = backends.eager_native()
         grads = None
         if native is not None and _registry.in_plain_eager_mode() and not is_grad_enabled():
             wanted = ctx.needs_input_grad[2:]
             grads = native.group_norm_backward_eager(
-                dy, x, weight, bias, scale, shift, statistics, ctx.num_groups, ctx.silu, wanted, get_num_threads()
+                dy,
+                x,
+                weight,
+                bias,
+                scale,
+                shift,
+                offset,
+                statistics,
+                ctx.num_groups,
+                ctx.silu,
+                wanted,
+                get_num_threads(),
             )
         if grads is None:
             mean, rstd = statistics.unbind(0)
-            grads = group_norm_backward(dy, x, weight, bias, scale, shift, mean, rstd, ctx.num_groups, ctx.silu)[:5]
+            *grads, _, doffset = group_norm_backward(
+                dy, x, weight, bias, scale, shift, mean, rstd, ctx.num_groups, ctx.silu, None, offset
+            )
+            grads.append(doffset)
         return None, *grads
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
+from diffkern.ops._layout import empty_with_channels, in_layout_of
 from diffkern.ops._native import (
     DTYPE_CODES,
     about_to_write,
@@ -32,7 +33,13 @@ def group_norm(
     samples, channels, pixels, channels_last = shape = sample_shape(x)
     if not channels_last:
         x = x.contiguous()
-    y = about_to_write(torch.empty_like(x))
+    if skip is None:
+        y = torch.empty_like(x)
+    else:
+        channels += skip.shape[1]
+        shape, skip = (samples, channels, pixels, channels_last), _in_layout_of(skip, x)
+        y = empty_with_channels(x, channels)
+    about_to_write(y)
     mean = torch.empty(samples, num_groups, dtype=torch.float32)
     rstd = torch.empty(samples, num_groups, dtype=torch.float32)
     if samples * channels * pixels == 0:
@@ -43,10 +50,13 @@ def group_norm(
         num_groups,
         DTYPE_CODES[x.dtype],
         x.data_ptr(),
+        None if skip is None else skip.data_ptr(),
+        x.shape[1],
         parameter_tuple(weight),
         parameter_tuple(bias),
         parameter_tuple(scale),
         parameter_tuple(shift),
+        parameter_tuple(offset),
         eps,
         silu,
         y.data_ptr(),
@@ -78,8 +88,13 @@ def group_norm_backward(
         dy = dy.movedim(1, -1).contiguous()
     else:
         x, dy = x.contiguous(), dy.contiguous()
-    dx = about_to_write(torch.empty_like(x))
-    grads = [gradient_room(weight, x), gradient_room(bias, x), gradient_room(scale, x), gradient_room(shift, x)]
+    dx, dskip = about_to_write(torch.empty_like(x)), x.new_empty(0)
+    if skip is not None:
+        channels += skip.shape[1]
+        shape, skip = (samples, channels, pixels, channels_last), _in_layout_of(skip, x)
+        dskip = about_to_write(empty_with_channels(x, skip.shape[1]))
+    parameters = (weight, bias, scale, shift, offset)
+    grads = [gradient_room(p, x) for p in parameters]
     if samples * channels * pixels == 0:
         grads = [gradient.zero_() for gradient in grads]
     else:
@@ -90,39 +105,40 @@ def group_norm_backward(
             num_groups,
             DTYPE_CODES[x.dtype],
             x.data_ptr(),
-            parameter_tuple(weight),
-            parameter_tuple(bias),
-            parameter_tuple(scale),
-            parameter_tuple(shift),
+            None if skip is None else skip.data_ptr(),
+            x.shape[1],
+            *(parameter_tuple(p) for p in parameters),
             silu,
             mean.data_ptr(),
             rstd.data_ptr(),
             dy.data_ptr(),
             dx.data_ptr(),
+            dskip.data_ptr(),
             sums.data_ptr(),
-            None if weight is None else grads[0].data_ptr(),
-            None if bias is None else grads[1].data_ptr(),
-            None if scale is None else grads[2].data_ptr(),
-            None if shift is None else grads[3].data_ptr(),
+            *(None if p is None else grad.data_ptr() for p, grad in zip(parameters, grads, strict=True)),
             num_threads(samples * channels * pixels),
         )
-    for i, parameter in enumerate((weight, bias, scale, shift)):
+    for i, parameter in enumerate(parameters):
         if parameter is not None and parameter.dtype != torch.float32:
             grads[i] = grads[i].to(parameter.dtype)
-    return dx, grads[0], grads[1], grads[2], grads[3], x.new_empty(0), x.new_empty(0)
+    return dx, *grads[:4], dskip, grads[4]
+
+
+def _in_layout_of(skip: Tensor, x: Tensor) -> Tensor:
+    if skip.data_ptr() == 0 and skip.numel():
+        raise RuntimeError(f"skip of shape {tuple(skip.shape)} has no memory: its storage was freed")
+    return in_layout_of(skip, x)
 
 
 def group_norm_unsupported(x: Tensor, *rest: object) -> str | None:
-    return _unsupported(x, rest[7:])
+    return _unsupported(x)
 
 
 def group_norm_backward_unsupported(dy: Tensor, x: Tensor, *rest: object) -> str | None:
-    return _unsupported(x, rest[8:])
+    return _unsupported(x)
 
 
-def _unsupported(x: Tensor, skip_and_offset: tuple[object, ...]) -> str | None:
-    if any(operand is not None for operand in skip_and_offset):
-        return "skip and offset are the reference's"
+def _unsupported(x: Tensor) -> str | None:
     if x.dtype == torch.float64:
         return "float64 statistics are the reference's"
     return cpu_only(x)

@@ -49,8 +49,8 @@ def group_norm(
     sample stays in that sample, in y and in the gradients of x and skip. Raises ValueError or TypeError naming the
     argument.
     """
-    if skip is None and offset is None and (activation is None or activation == "silu"):
-        y = eager.group_norm(x, num_groups, weight, bias, eps, scale, shift, activation is not None)
+    if skip is None and (activation is None or activation == "silu"):
+        y = eager.group_norm(x, num_groups, weight, bias, eps, scale, shift, offset, activation is not None)
         if y is not None:
             return y
     check_floating("x", x, min_rank=2)

@@ -87,7 +87,9 @@ def group_norm_backward(
 def _joined(x: Tensor, skip: Tensor | None, offset: Tensor | None) -> Tensor:
     """cat([x, skip], 1) + offset in the arithmetic's dtype."""
     compute = statistics_dtype(x)
-    x = x.to(compute) if skip is None else torch.cat([x, skip], 1).to(compute)
+    x = x.to(compute)
+    if skip is not None:
+        x = torch.cat([x, skip.to(compute)], 1)  # cast first: under autocast on a CPU torch.cat refuses float16
     return x if offset is None else x + over_pixels(offset.to(compute), x)
 
 

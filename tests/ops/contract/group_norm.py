@@ -10,11 +10,17 @@ from tests.ops.cases import STORAGE
 from tests.ops.contract.case import Inputs, OpCase, Results, Spec
 
 
-def _group_norm(name: str, groups: str, parameters: tuple[str, ...], *, silu: bool, ones: bool = False) -> OpCase:
-    """`groups`: "one", "all" (as many as channels), or "some"; `ones`: scale and shift have x's rank."""
+def _group_norm(
+    name: str, groups: str, parameters: tuple[str, ...], *, silu: bool, ones: bool = False, skip: bool = False
+) -> OpCase:
+    """`groups`: "one", "all" (as many as channels), or "some"; `ones`: (N, C) parameters have x's rank.
+
+    `skip`: there is a second tensor of as many channels as x and one more.
+    """
 
     def make(spec: Spec) -> Inputs:
-        samples, channels, *rest = spec.shape
+        samples, x_channels, *rest = spec.shape
+        channels = x_channels + (x_channels + 1) * skip
         some = next((g for g in range(2, channels) if channels % g == 0), 1)
         inputs: Inputs = {
             "x": spec.first(),
@@ -25,12 +31,14 @@ def _group_norm(name: str, groups: str, parameters: tuple[str, ...], *, silu: bo
         for seed, parameter in enumerate(parameters, start=2):
             shape = (channels,) if parameter in ("weight", "bias") else (samples, channels, *([1] * len(rest) * ones))
             inputs[parameter] = spec.operand(parameter, shape, seed)
+        if skip:
+            inputs["skip"] = spec.operand("skip", (samples, x_channels + 1, *rest), 9)
         return inputs
 
     def formula(inputs: Inputs) -> Results:
         x, num_groups = inputs["x"], inputs["num_groups"]
         arguments = [num_groups, inputs.get("weight"), inputs.get("bias"), inputs["eps"]]
-        arguments += [inputs.get("scale"), inputs.get("shift"), silu]
+        arguments += [inputs.get("scale"), inputs.get("shift"), silu, inputs.get("skip"), inputs.get("offset")]
         return ((oracles.group_norm if x.dtype == torch.float64 else oracles.eager_group_norm)(x, *arguments),)
 
     return OpCase(
@@ -38,12 +46,12 @@ def _group_norm(name: str, groups: str, parameters: tuple[str, ...], *, silu: bo
         make=make,
         call=lambda inputs, memory: (group_norm(**inputs),),
         formula=formula,
-        differentiable=("x", *parameters),
-        per_sample=("x", *(p for p in parameters if p in ("scale", "shift"))),
+        differentiable=("x", *parameters, *["skip"] * skip),
+        per_sample=("x", *(p for p in parameters if p in ("offset", "scale", "shift")), *["skip"] * skip),
         allowed=lambda dtype: dict.fromkeys(parameters, (dtype,) if dtype == torch.float64 else (dtype, torch.float32)),
         min_rank=2,
         # Of one value, x̂ is 0, and of two it is ±1, whatever x is (test_group_norm_gradients.py).
-        cancels=lambda inputs: inputs["x"].shape[1:].numel() <= 2 * inputs["num_groups"],
+        cancels=lambda inputs: (1 + skip) * inputs["x"].shape[1:].numel() <= 2 * inputs["num_groups"],
         native_dtypes=STORAGE,
     )
 
@@ -55,4 +63,6 @@ CASES = [
     _group_norm("group_norm all", "some", ("weight", "bias", "scale", "shift"), silu=True),
     _group_norm("group_norm scale-shift", "all", ("scale", "shift"), silu=False, ones=True),
     _group_norm("group_norm weight and shift", "one", ("weight", "shift"), silu=True),
+    _group_norm("group_norm offset", "some", ("weight", "bias", "offset"), silu=True),
+    _group_norm("group_norm skip and offset", "some", ("weight", "offset"), silu=False, ones=True, skip=True),
 ]

@@ -48,12 +48,6 @@ class NormMethod(FusedBlock):
         return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def _channels(norm: Any) -> int:
-    if norm_kind(norm) == "channel_rms_norm":
-        return int(norm.g.numel())
-    return int(norm.num_channels if norm.weight is None else norm.weight.shape[0])
-
-
 def _rank(g: Tensor) -> int:
     """Of the images that a channel RMSNorm of weight g is for: (1, C, 1, …) tells it, (C,) is for two-dimensional."""
     return 4 if g.dim() == 1 else g.dim()
@@ -70,11 +64,9 @@ class SequentialMethod(FusedBlock):
 
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
-        norm = next(child for child in module if norm_kind(child) is not None)
-        first = next(iter(module))
-        channels = getattr(first, "in_channels", _channels(norm))
-        rank = next((p.dim() for p in module.parameters() if p.dim() > 2), 4)
-        return (draw(2, channels, *[6] * (rank - 2)),)
+        channels = next(c for inner in module.modules() if (c := _channels(inner)) is not None)
+        rank = max((p.dim() for p in module.parameters()), default=1)  # of a convolution's weight, or a linear map's
+        return (draw(2, channels, *[6] * (2 if rank == 1 else rank - 2)),)
 
     @classmethod
     def bypassed(cls, module: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -93,6 +85,18 @@ class SequentialMethod(FusedBlock):
                 input = modules[i](input)
                 i += 1
         return input
+
+
+def _channels(module: Any) -> int | None:
+    """How many channels `module` takes, where that can be read from it."""
+    if norm_kind(module) == "channel_rms_norm":
+        return int(module.g.numel())
+    if norm_kind(module) == "group_norm" and module.weight is not None:
+        return int(module.weight.shape[0])
+    for name in ("in_channels", "in_features", "num_channels"):
+        if isinstance(getattr(module, name, None), int):
+            return int(getattr(module, name))
+    return None
 
 
 def _is_plain_pair(norm: Any, act: Any) -> bool:

@@ -1,0 +1,209 @@
+"""Fused models under torch's transformations: compiled, exported, distributed, differentiated by torch.func."""
+
+import os
+import socket
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("diffusers")
+
+import diffkern
+from tests.fusion.compare import OPTIONS, Run, assert_close, in_float64, relative, run
+from tests.fusion.small import conditional, conditional_inputs, images, inputs, unet
+
+ALL = OPTIONS[-1]
+
+
+def fused(model, **options):
+    diffkern.fuse(model, **options)
+    return model
+
+
+def tiny(**settings):
+    """Without attention, for speed."""
+    return unet(
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        add_attention=False,
+        **settings,
+    )
+
+
+def as_tensor(model):
+    return lambda sample, timestep: model(sample, timestep, return_dict=False)[0]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+SCALE_SHIFT = {"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet"}
+
+
+@pytest.mark.parametrize(("settings", "options"), [({}, {}), (SCALE_SHIFT, ALL)])
+def test_compile_for_inference_and_training_without_graph_breaks(settings, options):
+    plain, model = tiny(**settings), fused(tiny(**settings), **options)
+    compiled = torch.compile(as_tensor(model), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert relative(compiled(**inputs()), plain(**inputs()).sample) <= 2e-5
+    assert_close(run(model, inputs(), compiled), in_float64(plain, inputs()))
+
+
+@pytest.mark.parametrize("options", [{}, ALL])
+def test_compile_with_attention_without_graph_breaks(options):
+    compiled = torch.compile(fused(conditional(), **options), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        expected = conditional()(**conditional_inputs()).sample
+        assert relative(compiled(**conditional_inputs()).sample, expected) <= 2e-5
+
+
+def test_fuse_after_compile_takes_effect_and_unfuse_too():
+    model = tiny()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        expected = compiled(**inputs()).sample
+        fused(compiled, **ALL)
+        assert any(hasattr(type(m), "origin") for m in model.modules())
+        assert relative(compiled(**inputs()).sample, expected) <= 2e-5
+        diffkern.unfuse(compiled)
+        assert torch.equal(compiled(**inputs()).sample, expected)
+
+
+@pytest.mark.parametrize("options", [{}, ALL])
+def test_export(options):
+    model = fused(tiny(), **options)
+    exported = torch.export.export(model, (), inputs())
+    assert any("diffkern.group_norm" in str(node.target) for node in exported.graph.nodes)
+    with torch.no_grad():
+        got = exported.module()(**inputs()).sample
+    assert relative(got, tiny()(**inputs()).sample) <= 2e-5
+
+
+def train_process(rank, port, folder, when):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = tiny()
+    if when == "before":
+        diffkern.fuse(model, **ALL)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    if when == "after":
+        diffkern.fuse(parallel, virtual_concat=True, fold_upsample=True)
+    for _ in range(2):  # the second backward uses the order that the first one found
+        parallel.zero_grad()
+        loss = parallel(**inputs()).sample[rank].square().mean()
+        loss.backward()
+    if rank == 0:
+        torch.save((loss.detach(), {k: p.grad for k, p in model.named_parameters()}), f"{folder}/{when}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def train_all(rank, ports, folder):
+    for port, when in zip(ports, ("never", "before", "after"), strict=True):
+        train_process(rank, port, folder, when)
+
+
+def test_distributed_data_parallel(tmp_path):
+    ports = [free_port() for _ in range(3)]
+    torch.multiprocessing.spawn(train_all, (ports, str(tmp_path)), nprocs=2)
+    expected = Run(*torch.load(tmp_path / "never.pt"))
+    for when in ("before", "after"):
+        assert_close(Run(*torch.load(tmp_path / f"{when}.pt")), expected)
+    alone = tiny()
+    sum(alone(**inputs()).sample[rank].square().mean() / 2 for rank in range(2)).backward()
+    assert_close(expected, Run(expected.output, {k: p.grad for k, p in alone.named_parameters()}))
+
+
+@pytest.mark.parametrize("options", [{}, ALL])
+def test_functional_call_and_jacobian(options):
+    plain, model = tiny(), fused(tiny(), **options)
+    parameters = {name: 0.9 * p.detach() for name, p in plain.named_parameters()}
+    arguments = inputs(1)
+
+    def with_parameters(module):
+        return torch.func.functional_call(module, parameters, (), arguments).sample
+
+    assert relative(with_parameters(model), with_parameters(plain)) <= 2e-5
+
+    def of_scale(module):
+        def pooled(scale):
+            return module(arguments["sample"] * scale, arguments["timestep"]).sample.mean((2, 3)).flatten()
+
+        return torch.func.jacrev(pooled, chunk_size=1)(torch.ones(3, 1, 1))
+
+    assert relative(of_scale(model), of_scale(plain)) <= 2e-5
+
+    def gradients(module):
+        def loss(parameters):
+            return torch.func.functional_call(module, parameters, (), arguments).sample.square().mean()
+
+        return torch.func.grad(loss)(parameters)
+
+    ours, theirs = gradients(model), gradients(plain)
+    assert all(relative(ours[name], theirs[name]) <= 2e-5 for name in theirs if name.endswith("weight"))
+
+
+def test_second_derivatives():
+    def penalty(module):
+        x = images(1).double().requires_grad_()
+        (gradient,) = torch.autograd.grad(module(x, 3).sample.square().sum(), x, create_graph=True)
+        module.zero_grad()
+        gradient.square().mean().backward()
+        return {name: p.grad for name, p in module.named_parameters()}
+
+    expected, got = penalty(tiny().double()), penalty(fused(tiny()).double())
+    assert all(g is expected[name] is None or torch.equal(g, expected[name]) for name, g in got.items())
+
+
+@pytest.mark.parametrize("options", [{}, {"virtual_concat": True}, ALL])
+def test_freeu(options):
+    plain, model = conditional(), fused(conditional(), **options)
+    before = run(plain, conditional_inputs()).output
+    for m in (plain, model):
+        m.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    expected = run(plain, conditional_inputs())
+    assert relative(expected.output, before) > 1e-3
+    assert_close(run(model, conditional_inputs()), expected, unfused=expected)
+    for m in (plain, model):
+        m.disable_freeu()
+    assert relative(run(model, conditional_inputs()).output, before) <= 2e-5
+
+
+@pytest.mark.parametrize("first", ["fuse", "qkv"])
+def test_fuse_qkv_projections(first):
+    plain, model = conditional(), conditional()
+    if first == "fuse":
+        fused(model, **ALL)
+    for m in (plain, model):
+        m.fuse_qkv_projections()
+    if first == "qkv":
+        fused(model, **ALL)
+    with torch.no_grad():
+        expected = plain(**conditional_inputs()).sample
+        assert relative(model(**conditional_inputs()).sample, expected) <= 2e-5
+        model.unfuse_qkv_projections()
+        assert relative(model(**conditional_inputs()).sample, expected) <= 2e-5
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_inference_mode(options):
+    plain, model = unet(), fused(unet(), **options)
+    with torch.inference_mode():
+        got, expected = model(**inputs()).sample, plain(**inputs()).sample
+    assert got.is_inference()
+    assert relative(got, expected) <= 2e-5
+    with torch.inference_mode():
+        inside = fused(unet(), **options)(**inputs()).sample
+    assert torch.equal(inside, got)
