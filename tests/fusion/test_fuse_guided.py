@@ -44,6 +44,7 @@ CONFIGURATIONS = {
     "one level": {"channel_mult": (1,), "num_res_blocks": 2, "attention_resolutions": (1,)},
     "checkpoints": {"use_checkpoint": True},
 }
+IMPROVED = ["default", "scale and shift", "dropout, other widths", "checkpoints"]
 GUIDED_ONLY = {
     "resampling blocks": {"resblock_updown": True, "num_head_channels": 16},
     "resampling blocks, scale and shift": {"resblock_updown": True, "use_scale_shift_norm": True, "dropout": 0.2},
@@ -53,9 +54,9 @@ GUIDED_ONLY = {
 
 @pytest.mark.parametrize(
     ("make", "settings"),
-    [(make, settings) for make in (guided, improved) for settings in CONFIGURATIONS.values()]
-    + [(guided, settings) for settings in GUIDED_ONLY.values()],
-    ids=[f"{make}, {name}" for make in ("guided", "improved") for name in CONFIGURATIONS] + list(GUIDED_ONLY),
+    [(guided, settings) for settings in (CONFIGURATIONS | GUIDED_ONLY).values()]
+    + [(improved, CONFIGURATIONS[name]) for name in IMPROVED],
+    ids=[*CONFIGURATIONS, *GUIDED_ONLY, *(f"improved, {name}" for name in IMPROVED)],
 )
 def test_unet(make, settings):
     """In training, where dropout draws the same numbers; checkpointed or not."""
