@@ -142,7 +142,7 @@ class UNet(nn.Module):
             skips.append(h)
         h = self._run(self.middle, h, emb)
         for stage in self.decoder:
-            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), emb)
+            h = self._run_with_skip(stage, h, skips.pop(), emb)
         return self.conv_out(self.norm_out(h))
 
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
@@ -159,6 +159,9 @@ class UNet(nn.Module):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(stage, h, emb, use_reentrant=False)
         return stage(h, emb)
+
+    def _run_with_skip(self, stage: nn.Module, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
+        return self._run(stage, torch.cat([h, skip], dim=1), emb)
 
     def _check(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
         channels, multiple = self.config.in_channels, self.config.size_multiple

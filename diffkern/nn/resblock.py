@@ -57,12 +57,16 @@ class ResBlock(nn.Module):
         Returns (N, out, H', W') in x's memory format.
         """
         h = self.conv1(self._resampled(self.norm1(x)))
+        return self.skip(self._resampled(x)) + self.second_half(h, emb)
+
+    def second_half(self, h: Tensor, emb: Tensor) -> Tensor:
+        """From the first convolution's output to the second's."""
         if self.scale_shift:
             scale, shift = self.emb_proj(emb).chunk(2, dim=1)
             h = self.norm2(h, scale, shift)
         else:
             h = self.norm2(h, offset=self.emb_proj(emb))
-        return self.skip(self._resampled(x)) + self.conv2(self.dropout(h))
+        return self.conv2(self.dropout(h))
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample is None:

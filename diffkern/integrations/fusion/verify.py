@@ -136,7 +136,11 @@ def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """No hooks, no gradients, no autocast, torch's own defaults of dtype and device; all is given back as it was."""
+    """No hooks, no gradients, no autocast, torch's own defaults of dtype and device; all is given back as it was.
+
+    So are training flags, and attributes that say what dtype a module works in: that is float32 meanwhile, as the
+    parameters are.
+    """
     modules = list(module.modules())
     flags = [m.training for m in modules]
     hooks = [{name: m.__dict__[name] for name in _HOOKS if name in m.__dict__} for m in modules]

@@ -17,6 +17,7 @@ from diffkern.integrations.fusion.blocks import (
     guided_diffusion,
     k_diffusion,
     lucidrains,
+    own,
     upsample,
 )
 from diffkern.integrations.fusion.method import FusedBlock
@@ -31,6 +32,7 @@ METHODS: tuple[type[FusedBlock], ...] = (
     *edm.METHODS,
     *lucidrains.METHODS,
     *k_diffusion.METHODS,
+    *own.METHODS,
     *upsample.METHODS,
     *generic.METHODS,
 )
