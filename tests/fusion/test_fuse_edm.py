@@ -57,8 +57,7 @@ def fused(model, **options):
 def test_block(settings, adaptive_scale):
     model = block(16, **{"out_channels": 16} | settings, adaptive_scale=adaptive_scale)
     same = fused(model)
-    assert same.conv0 is not None
-    for x in (images(2, 16, 6, 10), images(1, 16, 4, 4), images(2, 16, 4, 6).to(memory_format=torch.channels_last)):
+    for x in (images(1, 16, 6, 10), images(2, 16, 4, 6).to(memory_format=torch.channels_last)):
         before, emb = x.clone(), images(len(x), 10, seed=3)
         found, expected = results(same, x, emb), results(model, x, emb)
         assert_same(found, expected)
@@ -130,8 +129,15 @@ def test_folded_convolution(bias):
     assert distance(fused(conv, fold_upsample=True)(half), conv(x)) <= 1.2 * distance(conv(half), conv(x))
 
 
-@pytest.mark.parametrize("name", ["VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond"])
-@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+@pytest.mark.parametrize(
+    ("name", "model_type"),
+    [
+        ("VPPrecond", "SongUNet"),
+        ("VEPrecond", "SongUNet"),
+        ("iDDPMPrecond", "DhariwalUNet"),
+        ("EDMPrecond", "DhariwalUNet"),
+    ],
+)
 def test_preconditioners(name, model_type):
     net = getattr(edm_preconditioners, name)(16, 3, label_dim=4, model_type=model_type, **SMALL)
     net = randomised(net).eval()
@@ -149,8 +155,7 @@ def test_golden(name, options):
     golden.check_against_golden(model, name)
 
 
-@pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "all options"])
-@pytest.mark.parametrize("make", [song, dhariwal])
+@pytest.mark.parametrize(("make", "options"), [(song, ALL), (dhariwal, {})])
 def test_a_training_step(make, options):
     model, x = make(dropout=0), images(2, 3, 16, 16)
     assert_same(trained(fused(model, **options), x, NOISE, None), trained(model, x, NOISE, None))
@@ -225,10 +230,16 @@ print(type(net).__module__.startswith("unpickled_source_"), len(diffkern.fuse(ne
     assert run_python(code) == "True 12"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"virtual_concat": True, "fold_upsample": True}])
-@pytest.mark.parametrize("make", [song, dhariwal])
-def test_half_precision(make, options, dtype):
+@pytest.mark.parametrize(
+    ("make", "dtype", "options"),
+    [
+        (song, torch.float16, {}),
+        (song, torch.bfloat16, {"virtual_concat": True}),
+        (dhariwal, torch.float16, {"virtual_concat": True, "fold_upsample": True}),
+        (dhariwal, torch.bfloat16, {}),
+    ],
+)
+def test_half_precision(make, dtype, options):
     """As a preconditioner calls its network with use_fp16: parameters in float32, activations in 16 bit."""
     model, x = make().eval(), images(2, 3, 16, 16)
     with torch.no_grad():
@@ -255,8 +266,7 @@ def test_double_precision_runs_the_original():
         assert torch.equal(fused(model, virtual_concat=True)(x, NOISE.double(), None), model(x, NOISE.double(), None))
 
 
-@pytest.mark.parametrize("options", [{}, {"virtual_concat": True}])
-@pytest.mark.parametrize("make", [song, dhariwal])
+@pytest.mark.parametrize(("make", "options"), [(song, {"virtual_concat": True}), (dhariwal, {})])
 def test_hooks_see_what_they_saw(make, options):
     model, x = make(dropout=0), images(2, 3, 16, 16)
     of = {"GroupNorm", "Conv2d", "Linear", "UNetBlock"}
@@ -337,9 +347,8 @@ def test_compiled_in_one_graph(make):
         assert golden.relative(compiled(x, NOISE, None), model(x, NOISE, None)) <= 2e-5
 
 
-@pytest.mark.parametrize("adaptive_scale", [False, True])
-def test_training_compiled_in_one_graph(adaptive_scale):
-    model = block(16, 16, attention=True, num_heads=2, adaptive_scale=adaptive_scale, skip_scale=0.5)
+def test_training_compiled_in_one_graph():
+    model = block(16, 16, attention=True, num_heads=2, adaptive_scale=False, skip_scale=0.5)
     compiled = torch.compile(fused(model), fullgraph=True, backend="aot_eager")
     x, emb = images(2, 16, 4, 4), images(2, 10)
     found = {key.replace("_orig_mod.", ""): value for key, value in results(compiled, x, emb).items()}
