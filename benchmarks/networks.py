@@ -90,7 +90,9 @@ def k_diffusion() -> nn.Module:
 def own() -> nn.Module:
     from diffkern.models import UNet, UNetConfig
 
-    return UNet(UNetConfig(in_channels=3, channels=128, channel_mult=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(2,)))
+    return UNet(
+        UNetConfig(in_channels=3, channels=128, channel_mult=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(2,))
+    )
 
 
 def images(n: int, size: int, times: int = 1000) -> Callable[[], tuple[Any, ...]]:

@@ -1,8 +1,6 @@
 """What is done to a model besides calling it works on a fused one as before, whether it is done before or after."""
 
 import copy
-import io
-import pickle
 from contextlib import contextmanager
 
 import pytest
