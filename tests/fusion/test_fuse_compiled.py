@@ -94,7 +94,7 @@ def train_process(rank, port, folder, when):
         diffkern.fuse(model, **ALL)
     parallel = nn.parallel.DistributedDataParallel(model)
     if when == "after":
-        diffkern.fuse(parallel, virtual_concat=True, fold_upsample=True)
+        diffkern.fuse(parallel, **ALL)
     for _ in range(2):  # the second backward uses the order that the first one found
         parallel.zero_grad()
         loss = parallel(**inputs()).sample[rank].square().mean()
