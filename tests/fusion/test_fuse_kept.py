@@ -249,16 +249,3 @@ def test_autocast(options):
     if not options.get("virtual_concat"):
         assert dtypes[0] == dtypes[1]
     assert_as_near(run(model, inputs(), call), before, exact)
-
-
-@pytest.mark.parametrize("options", [{}, ALL])
-def test_no_images(options):
-    model = fused(unet(), **options)
-    nothing = {"sample": images(1)[:0], "timestep": torch.zeros(0, dtype=torch.int64)}
-    try:
-        expected = unet()(**nothing).sample
-    except Exception as error:
-        with pytest.raises(type(error)):
-            model(**nothing)
-    else:
-        assert model(**nothing).sample.shape == expected.shape

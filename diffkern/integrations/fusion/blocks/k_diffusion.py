@@ -69,7 +69,7 @@ def _ends_in_a_convolution(main: Any) -> bool:
 
     The gradients of these need what they were given, or what was drawn, and not what they gave.
     """
-    last = [module for module in main][-2:]
+    last = list(main)[-2:]
     if is_plain(last[-1], nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
         last.pop()
     return bool(last) and is_plain(last[-1], nn.Conv1d, nn.Conv2d, nn.Conv3d)
