@@ -75,7 +75,7 @@ def restore(module: nn.Module) -> None:
 
 
 def _unfused(cls: type) -> type:
-    """The origin; of a class that torch derived from a fused one since, as for parametrisations, one derived from it."""
+    """The origin; of a class that torch derived from a fused one, as for parametrisations, one of it."""
     if "origin" in cls.__dict__:
         return cast(type[Fused], cls).origin
     bases = tuple(_unfused(base) if issubclass(base, Fused) else base for base in cls.__bases__)
