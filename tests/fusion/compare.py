@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -142,9 +142,14 @@ def assert_fuses(
     return report
 
 
-def blocks(model: nn.Module, kind: str) -> Iterator[nn.Module]:
-    """The modules of a model whose class has this name."""
-    return (module for module in model.modules() if type(module).__name__ == kind)
+def classes(model: nn.Module) -> list[type]:
+    """The classes of the model and all that it contains."""
+    return [type(module) for module in model.modules()]
+
+
+def reasons(report: diffkern.FuseReport, name: str) -> list[str]:
+    """Why what has this name was left alone."""
+    return [left.reason for left in report.skipped if left.name == name]
 
 
 def _has_gradient(value: Any) -> bool:

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("diffusers")
 
 import diffkern
+from tests.fusion import golden
 from tests.fusion.compare import OPTIONS, TOLERANCE, assert_fuses, randomised, relative
 from tests.fusion.small import (
     autoencoder,
@@ -224,12 +225,15 @@ def test_controlnet():
         for block in (*model.controlnet_down_blocks, model.controlnet_mid_block):
             block.weight.normal_()
     kwargs = {**conditional_inputs(), "controlnet_cond": images(2, 16)}
-    every = {"call": lambda m: lambda **kw: torch.cat([r.flatten() for r in sum(as_list(m(**kw)), [])])}
-    assert_fuses(randomised(model), kwargs, NONE_AND_ALL, **every)
 
+    def all_residuals(model):
+        def call(**kwargs):
+            output = model(**kwargs)
+            return torch.cat([r.flatten() for r in (*output.down_block_res_samples, output.mid_block_res_sample)])
 
-def as_list(output):
-    return [list(output.down_block_res_samples), [output.mid_block_res_sample]]
+        return call
+
+    assert_fuses(randomised(model), kwargs, NONE_AND_ALL, all_residuals)
 
 
 def test_unet3d_condition():
@@ -289,6 +293,14 @@ def test_two_steps_of_adam(options):
         assert relative(mine, theirs) <= 2e-6
     for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
         assert relative(mine, theirs) <= TOLERANCE
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", golden.DIFFUSERS)
+def test_golden_numbers(name, options):
+    model = golden.build(name)
+    assert not diffkern.fuse(model, **options).skipped
+    golden.check_against_golden(model, name)
 
 
 @pytest.mark.slow

@@ -1,17 +1,15 @@
 """What is done to a model besides calling it works on a fused one as before, whether it is done before or after."""
 
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules import module as nn_module
 
 pytest.importorskip("diffusers")
 
 import diffkern
-from tests.fusion.compare import OPTIONS, Run, assert_close, assert_same, in_float64, relative, run
+from tests.fusion.compare import OPTIONS, Run, assert_close, assert_same, classes, in_float64, relative, run
 from tests.fusion.small import conditional, conditional_inputs, images, inputs, unet
 
 ALL = OPTIONS[-1]
@@ -74,117 +72,6 @@ def test_gradients_that_are_there_already_are_added_to():
         assert (mine - p.grad).abs().max() <= 2e-5 * max(p.grad.abs().max(), 1e-4 * largest)
 
 
-# --- hooks
-
-WHERE = {
-    "model": "",
-    "block": "down_blocks.0.resnets.0",
-    "up block": "up_blocks.1",
-    "first norm": "up_blocks.0.resnets.0.norm1",
-    "second norm": "up_blocks.0.resnets.0.norm2",
-    "activation": "up_blocks.0.resnets.0.nonlinearity",
-    "attention's norm": "up_blocks.0.attentions.0.group_norm",
-    "convolution": "up_blocks.0.resnets.0.conv1",
-    "last convolution": "up_blocks.0.resnets.0.conv2",
-    "shortcut": "up_blocks.0.resnets.0.conv_shortcut",
-    "upsampling": "up_blocks.0.upsamplers.0",
-    "upsampling's convolution": "up_blocks.0.upsamplers.0.conv",
-    "linear": "up_blocks.0.resnets.0.time_emb_proj",
-    "dropout": "up_blocks.0.resnets.0.dropout",
-}
-
-
-def tensors(value):
-    if isinstance(value, torch.Tensor):
-        return [value.detach().clone()]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for element in value for t in tensors(element)] if isinstance(value, tuple | list) else []
-
-
-def pre_hook(seen):
-    return lambda module, arguments, keywords: seen.append(("pre", tensors((arguments, keywords))))
-
-
-def forward_hook(seen):
-    return lambda module, arguments, output: seen.append(("forward", tensors((arguments, output))))
-
-
-def backward_hook(seen):
-    return lambda module, grad_input, grad_output: seen.append(("backward", tensors((grad_input, grad_output))))
-
-
-def add_hooks(module, seen):
-    return [
-        module.register_forward_pre_hook(pre_hook(seen), with_kwargs=True),
-        module.register_forward_hook(forward_hook(seen)),
-        module.register_full_backward_hook(backward_hook(seen)),
-    ]
-
-
-def assert_saw_the_same(mine, theirs):
-    assert [kind for kind, _ in mine] == [kind for kind, _ in theirs]
-    for (_, some), (_, others) in zip(mine, theirs, strict=True):
-        for a, b in zip(some, others, strict=True):
-            assert (a - b).abs().max() <= 2e-5 * b.abs().max()
-
-
-@pytest.mark.parametrize("where", WHERE)
-def test_hooks_see_what_they_saw(where):
-    plain, expected = unet(), []
-    add_hooks(plain.get_submodule(WHERE[where]), expected)
-    run(plain, inputs())
-    assert expected
-
-    for first, options in (("hooks", {}), ("hooks", ALL), ("fuse", ALL)):
-        model, seen = unet(), []
-        if first == "fuse":
-            fused(model, **options)
-        handles = add_hooks(model.get_submodule(WHERE[where]), seen)
-        if first == "hooks":
-            fused(model, **options)
-        run(model, inputs())
-        assert_saw_the_same(seen, expected)
-        for handle in handles:
-            handle.remove()
-        model(**inputs())
-        assert len(seen) == len(expected)
-
-
-def test_a_hook_may_replace_the_output():
-    def double(module, arguments, output):
-        return 2 * output
-
-    for where in ("first norm", "activation", "last convolution", "upsampling's convolution"):
-        plain = unet()
-        plain.get_submodule(WHERE[where]).register_forward_hook(double)
-        model = fused(unet(), **ALL)
-        model.get_submodule(WHERE[where]).register_forward_hook(double)
-        assert_close(run(model, inputs()), in_float64(plain, inputs()))
-
-
-@contextmanager
-def hooks_of_all(seen):
-    handles = [
-        nn_module.register_module_forward_hook(lambda module, arguments, output: seen.append(type(module).__name__)),
-        nn_module.register_module_forward_pre_hook(lambda module, arguments: seen.append(type(module).__name__)),
-    ]
-    yield
-    for handle in handles:
-        handle.remove()
-
-
-def test_hooks_of_all_modules_are_called():
-    model, plain, mine, theirs = unet(), unet(), [], []
-    with hooks_of_all(mine):
-        fused(model, **ALL)
-        assert not mine
-        run(model, inputs())
-    with hooks_of_all(theirs):
-        run(plain, inputs())
-    assert [name.removeprefix("Folded") for name in mine] == theirs
-
-
 # --- parametrisations and adapters
 
 
@@ -208,6 +95,14 @@ def test_weight_and_spectral_norm(first, options):
     assert_close(run(model, inputs()), run(plain, inputs()))
     model.train(), plain.train()
     assert_close(run(model, inputs()), run(plain, inputs()))
+    diffkern.unfuse(model)
+    assert [kind.__mro__[1:] for kind in classes(model)] == [kind.__mro__[1:] for kind in classes(plain)]
+    assert_same(run(model, inputs()), run(plain, inputs()))
+    for m in (model, plain):
+        for module in list(m.modules()):
+            if nn.utils.parametrize.is_parametrized(module):
+                nn.utils.parametrize.remove_parametrizations(module, "weight")
+    assert classes(model) == classes(plain) == classes(unet())
 
 
 LORA = ["to_q", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv"]
@@ -234,12 +129,11 @@ def add_lora(model, how):
 def test_lora(first, how):
     lora_config()
     plain = add_lora(conditional(), how).eval()
-    for options in ({}, ALL):
-        model = add_lora(fused(conditional(), **options), how) if first == "fuse" else add_lora(conditional(), how)
-        fused(model.eval(), **options)
-        got = run(model, conditional_inputs())
-        assert_close(got, in_float64(plain, conditional_inputs()), unfused=run(plain, conditional_inputs()))
-        assert any("lora_B" in name and g is not None for name, g in got.gradients.items())
+    model = add_lora(fused(conditional(), **ALL), how) if first == "fuse" else add_lora(conditional(), how)
+    fused(model.eval(), **ALL)
+    got = run(model, conditional_inputs())
+    assert_close(got, in_float64(plain, conditional_inputs()), unfused=run(plain, conditional_inputs()))
+    assert any("lora_B" in name and g is not None for name, g in got.gradients.items())
 
 
 def test_lora_merged_and_unmerged():
@@ -249,6 +143,32 @@ def test_lora_merged_and_unmerged():
         plain, model = getattr(plain, change)() or plain, getattr(model, change)() or model
         assert relative(model(**inputs()).sample, plain(**inputs()).sample) <= 2e-5
     assert relative(model(**inputs()).sample, unet()(**inputs()).sample) > 1e-3
+
+
+@pytest.mark.parametrize("first", ["fuse", "cast"])
+def test_layerwise_casting(first):
+    def cast(model):
+        model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+        return model
+
+    model = fused(cast(unet()), **ALL) if first == "cast" else cast(fused(unet(), **ALL))
+    assert model.up_blocks[0].resnets[0].conv1.weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert relative(model(**inputs()).sample, cast(unet())(**inputs()).sample) <= 2e-5
+
+
+@pytest.mark.parametrize("first", ["fuse", "offload"])
+def test_offloading(first):
+    accelerate = pytest.importorskip("accelerate")
+
+    def offload(model):
+        return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+    model = fused(offload(unet()), **ALL) if first == "offload" else offload(fused(unet(), **ALL))
+    assert model.up_blocks[0].resnets[0].conv1.weight.is_meta
+    with torch.no_grad():
+        assert relative(model(**inputs()).sample, unet()(**inputs()).sample) <= 2e-5
+    assert model.up_blocks[0].resnets[0].conv1.weight.is_meta
 
 
 # --- modes and dtypes
@@ -262,7 +182,7 @@ def test_train_and_eval(options):
     assert_close(run(model.eval(), inputs()), expected)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [{}, ALL])
 @pytest.mark.parametrize("build", [(unet, inputs), (conditional, conditional_inputs)], ids=["unet", "conditional"])
 def test_gradient_checkpointing(options, build):
     make, arguments = build

@@ -34,6 +34,7 @@ class Fused(nn.Module):
         super().__init_subclass__(**kwargs)
         if "origin" in cls.__dict__:
             _CLASSES[cls.__bases__[0], cls.origin] = cls
+            cls.__name__ = cls.origin.__name__  # by which others look for blocks; pickle reads the qualified name
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -70,4 +71,13 @@ def swap(module: nn.Module, method: type) -> None:
 
 def restore(module: nn.Module) -> None:
     """Give a fused module its own class back."""
-    module.__class__ = cast(Fused, module).origin
+    module.__class__ = _unfused(type(module))
+
+
+def _unfused(cls: type) -> type:
+    """The origin; of a class that torch derived from a fused one, as for parametrisations, one of it."""
+    if "origin" in cls.__dict__:
+        return cast(type[Fused], cls).origin
+    bases = tuple(_unfused(base) if issubclass(base, Fused) else base for base in cls.__bases__)
+    names = {name: value for name, value in cls.__dict__.items() if name not in ("__dict__", "__weakref__")}
+    return type(cls)(cls.__name__, bases, names)
