@@ -73,13 +73,19 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     """
     if len(x) * x.shape[2] * x.shape[3] < _FOLDS_FROM:
         return F.conv2d(upsample_nearest(x), weight, bias, padding=1)
-    return F.conv_transpose2d(x, _folded(weight), bias, stride=2, padding=1)
+    y = F.conv_transpose2d(x, _folded(weight), bias, stride=2, padding=1)
+    return y.contiguous() if x.is_contiguous() else y
 
 
 def _folded(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3) -> (C, O, 4, 4), as a transposed convolution takes it."""
+    """(O, C, 3, 3) -> (C, O, 4, 4), as a transposed convolution takes it.
+
+    Channels last, which oneDNN's transposed convolution takes two thirds of the time with, whatever the image's format.
+    """
+    out, channels = weight.shape[:2]
     wide = weight.float() if weight.dtype.itemsize < 4 else weight
     rows = torch.tensor(_ROWS, dtype=wide.dtype, device=wide.device)
     with torch.autocast(weight.device.type, enabled=False):
-        kernel = wide.reshape(-1, 9) @ torch.kron(rows, rows).t()
-    return kernel.to(weight.dtype).view(*weight.shape[:2], 4, 4).transpose(0, 1)
+        kernel = torch.kron(rows, rows) @ wide.permute(2, 3, 1, 0).reshape(9, -1)
+    kernel = kernel.to(weight.dtype).view(4, 4, channels, out).permute(2, 3, 0, 1)
+    return kernel.contiguous(memory_format=torch.channels_last)
