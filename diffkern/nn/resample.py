@@ -88,4 +88,6 @@ def _folded(weight: Tensor) -> Tensor:
     with torch.autocast(weight.device.type, enabled=False):
         kernel = torch.kron(rows, rows) @ wide.permute(2, 3, 1, 0).reshape(9, -1)
     kernel = kernel.to(weight.dtype).view(4, 4, channels, out).permute(2, 3, 0, 1)
+    if min(out, channels) == 1:  # then both formats at once, of which torch's float64 backward pass takes the wrong one
+        return kernel.contiguous()
     return kernel.contiguous(memory_format=torch.channels_last)
