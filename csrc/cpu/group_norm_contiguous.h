@@ -10,6 +10,9 @@ namespace diffkern {
 namespace DIFFKERN_ISA {
 
 constexpr int64_t kBlock = 4096;  // values whose statistics are taken while they are in the first-level cache
+// Values that fit the second-level cache beside the slab they come after. So far ahead x is asked for while y is made:
+// that arithmetic leaves the memory idle, and the statistics, which come next, are bound by it.
+constexpr int64_t kAhead = 65536;
 
 struct DeviationSums {
     double first, second;  // of d and of d^2
@@ -192,8 +195,9 @@ Moments slab_statistics(const GroupNormArgs& args, const Slab& slab) {
     return moments;
 }
 
+// `ahead`: how far behind a value in memory the one lies that the next statistics want (kAhead).
 template <class T, bool kSilu>
-void slab_apply(const GroupNormArgs& args, const Slab& slab, const Moments& moments) {
+void slab_apply(const GroupNormArgs& args, const Slab& slab, const Moments& moments, int64_t ahead) {
     const int64_t channels = args.shape.channels / args.num_groups, pixels = args.shape.pixels;
     const int64_t index = slab.sample * args.num_groups + slab.group, first = slab.group * channels;
     T* y = reinterpret_cast<T*>(args.y) + index * channels * pixels;
@@ -210,6 +214,7 @@ void slab_apply(const GroupNormArgs& args, const Slab& slab, const Moments& mome
             if (slab.offset) mean = Split(moments.mean - slab.offset[k]);
             const float m = mean.value, a = rstd * slab.gamma[k], b = slab.beta[k] - mean.rest * a;
             for_lanes(0, pixels, [&](int64_t i, int n) DIFFKERN_LAMBDA {
+                __builtin_prefetch(x + i + ahead, 0, 2);
                 store_n(y + i, activate<kSilu>((load_n(x + i, n) - m) * a + b), n);
             });
         }
@@ -223,11 +228,13 @@ void slabs_forward(const GroupNormArgs& args, const Slab& first, int64_t count) 
     constexpr int64_t kBatch = 16;
     const int64_t channels = args.shape.channels / args.num_groups, size = channels * args.shape.pixels;
     const int64_t fitting = kBlock / size < 1 ? 1 : kBlock / size, batch = fitting < kBatch ? fitting : kBatch;
+    const int64_t ahead = batch * size <= kAhead ? batch * size : 0;
     Moments moments[kBatch];
     for (int64_t start = 0; start < count; start += batch) {
         const int64_t end = start + batch < count ? start + batch : count;
         for (int64_t k = start; k < end; ++k) moments[k - start] = slab_statistics<T>(args, next(first, k, channels));
-        for (int64_t k = start; k < end; ++k) slab_apply<T, kSilu>(args, next(first, k, channels), moments[k - start]);
+        for (int64_t k = start; k < end; ++k)
+            slab_apply<T, kSilu>(args, next(first, k, channels), moments[k - start], ahead);
     }
 }
 
