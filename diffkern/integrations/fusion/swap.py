@@ -71,7 +71,10 @@ def swap(module: nn.Module, method: type) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Give a fused module its own class back, and to what holds one of its methods (accelerate, `forward`) the own one."""
+    """Give a fused module its own class back.
+
+    Attributes that hold one of its methods, as accelerate's hooks hold the forward, get the origin's.
+    """
     fused = type(module)
     module.__class__ = _unfused(fused)
     for key, held in vars(module).items():

@@ -66,8 +66,8 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
 def _example_state(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """Random parameters, the same for tied ones, and copies of the buffers.
 
-    Each module has one name here, by whichever of them it is known: ``functional_call`` would put what it is given for a
-    second name of a module into it for good.
+    A module has one name here, however many it is known by: what ``functional_call`` is given for a second name stays
+    in the module for good.
     """
     drawn: dict[int, Tensor] = {}
     state = {}
