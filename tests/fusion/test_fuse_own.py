@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffkern import fuse, unfuse
+from diffkern.integrations.fusion.blocks import own
 from diffkern.models import UNet, UNetConfig
 from tests.fusion.compare import assert_fuses, randomised
 
@@ -71,3 +72,16 @@ def test_copies_and_pickles_stay_fused():
         assert torch.equal(again(**inputs()), model(**inputs()))
         assert type(unfuse(again)) is UNet
         assert torch.equal(again(**inputs()), expected)
+
+
+def test_a_way_that_differs_leaves_the_others(monkeypatch):
+    """Where folding would be wrong the block is fused without it, and the report says why."""
+    right = own.FoldedResBlockMethod.first_half
+    monkeypatch.setattr(own.FoldedResBlockMethod, "first_half", lambda self, x: right(self, 1.01 * x))
+    model = network(resblock_updown=True)
+    expected = model(**inputs())
+    report = fuse(model, fold_upsample=True)
+    name = next(name for name, module in model.named_modules() if getattr(module, "resample", None) == "up")
+    assert {row.effect for row in report.replaced if row.name == name} == {"residual in place"}
+    assert [row.name for row in report.skipped if "differs" in row.reason] == [name]
+    assert (model(**inputs()) - expected).abs().max() <= 2e-5 * expected.abs().max()

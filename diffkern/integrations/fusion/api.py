@@ -91,29 +91,28 @@ class _Fusing:
         """Swap the class of ``module`` if it is known and computes the same, and note what happened."""
         if isinstance(module, Fused) or id(module) in self._computed_elsewhere:
             return
-        method = self._method(module, around_fused)
-        if method is None:
-            return
         block = type(module).__name__
-        try:
-            found = self._difference(module, method)
-        except NotTheSame as reason:
-            self.skipped.append(Skipped(name, block, str(reason)))
+        for method in self._methods(module, around_fused):
+            try:
+                found = self._difference(module, method)
+            except NotTheSame as reason:
+                self.skipped.append(Skipped(name, block, str(reason)))
+                continue
+            for inner, submodule in method.bypassed(module):
+                self._computed_elsewhere.add(id(submodule))
+                if not has_no_hooks(submodule):
+                    why = "it has hooks, or a forward of its own: it is called as before"
+                    self.skipped.append(Skipped(f"{name}.{inner}".lstrip("."), type(submodule).__name__, why))
+            self.replaced.append(Replaced(name, block, method.effect(module), found))
+            swap(module, method)
             return
-        for inner, submodule in method.bypassed(module):
-            self._computed_elsewhere.add(id(submodule))
-            if not has_no_hooks(submodule):
-                why = "it has hooks, or a forward of its own: it is called as before"
-                self.skipped.append(Skipped(f"{name}.{inner}".lstrip("."), type(submodule).__name__, why))
-        self.replaced.append(Replaced(name, block, method.effect(module), found))
-        swap(module, method)
 
-    def _method(self, module: nn.Module, around_fused: bool) -> type[FusedBlock] | None:
+    def _methods(self, module: nn.Module, around_fused: bool) -> Iterator[type[FusedBlock]]:
+        """Those that recognise ``module``, with an option that is asked for before those without."""
         for method in methods_for(module):
             wanted = method.option is None or method.option in self.options
             if wanted and method.around_fused == around_fused and method.recognises(module):
-                return method
-        return None
+                yield method
 
     def _difference(self, module: nn.Module, method: type[FusedBlock]) -> float:
         if isinstance(module, torch.jit.ScriptModule):
