@@ -71,7 +71,7 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     instead of 36. Gradients flow to all three. Where the images are so small that the kernel costs more than it saves,
     the two steps are done as they stand.
     """
-    if len(x) * x.shape[2] * x.shape[3] < _FOLDS_FROM:
+    if x.shape[0] * x.shape[2] * x.shape[3] < _FOLDS_FROM:
         return F.conv2d(upsample_nearest(x), weight, bias, padding=1)
     y = F.conv_transpose2d(x, _folded(weight), bias, stride=2, padding=1)
     return y.contiguous() if x.is_contiguous() else y

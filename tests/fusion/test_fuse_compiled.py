@@ -156,6 +156,32 @@ def test_second_derivatives():
     assert all(g is expected[name] is None or torch.equal(g, expected[name]) for name, g in got.items())
 
 
+# Of channels-last images torch's own group_norm has no forward-mode derivative.
+@pytest.mark.parametrize("options", [{}, {"fold_upsample": True, "virtual_concat": True}])
+def test_forward_mode(options):
+    def along(model):
+        return torch.func.jvp(lambda x: model(x, 3).sample, (images(1),), (images(1, seed=9),))
+
+    for mine, theirs in zip(along(fused(tiny(), **options)), along(tiny()), strict=True):
+        assert relative(mine, theirs) <= 2e-5
+
+
+def test_symbolic_trace_of_a_model_nobody_knows():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.SiLU(), nn.GroupNorm(4, 4))
+    expected = model(images())
+    traced = torch.fx.symbolic_trace(fused(model))
+    assert relative(traced(images()), expected) <= 2e-5
+
+
+def test_export_takes_batches_of_any_size():
+    model = fused(tiny(), **ALL)
+    arguments = {"sample": images(4), "timestep": torch.arange(4)}
+    any_size = {name: {0: torch.export.Dim.AUTO} for name in arguments}
+    exported = torch.export.export(model, (), arguments, dynamic_shapes=any_size)
+    got = exported.module()(sample=images(7), timestep=torch.arange(7)).sample
+    assert relative(got, tiny()(images(7), torch.arange(7)).sample) <= 2e-5
+
+
 @pytest.mark.parametrize("options", [{}, {"virtual_concat": True}, ALL])
 def test_freeu(options):
     plain, model = conditional(), fused(conditional(), **options)

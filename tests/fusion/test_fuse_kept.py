@@ -171,6 +171,21 @@ def test_offloading(first):
     assert model.up_blocks[0].resnets[0].conv1.weight.is_meta
 
 
+@pytest.mark.parametrize("again", [None, "fuse", "remove"])
+def test_unfuse_with_hooks_that_hold_the_forward(again):
+    accelerate = pytest.importorskip("accelerate")
+    model, plain = fused(unet(), **ALL), unet()
+    for module in model.modules():
+        accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook())
+    if again == "fuse":
+        fused(model)
+    elif again == "remove":
+        accelerate.hooks.remove_hook_from_submodules(model)
+    diffkern.unfuse(model)
+    assert_same(run(model, inputs()), run(plain, inputs()))
+    assert_same(in_float64(model, inputs()), in_float64(plain, inputs()))
+
+
 # --- modes and dtypes
 
 

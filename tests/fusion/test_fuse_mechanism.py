@@ -76,6 +76,29 @@ def test_a_block_in_two_places_is_fused_once_and_unfused():
     assert type(shared) is nn.GroupNorm
 
 
+def shared(model):
+    """The same convolution, norm and parameter in more than one place of a block, and a block in two."""
+    first, second = model.up_blocks[0].resnets
+    second.conv2 = first.conv2
+    middle = model.mid_block.resnets
+    middle[1] = middle[0]
+    middle[0].norm2 = middle[0].norm1
+    model.mid_block.attentions[0].group_norm.weight = middle[0].norm1.weight
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, ALL])
+def test_what_a_block_has_twice_keeps_its_values(options):
+    pytest.importorskip("diffusers")
+    model = shared(unet())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    expected = in_float64(model, inputs())
+    diffkern.fuse(model, **options)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is parameter for name, parameter in parameters.items())
+    assert_close(run(model, inputs()), expected)
+
+
 # --- what fuse leaves as it was
 
 

@@ -225,6 +225,13 @@ def test_a_forward_put_on_an_instance_is_kept_and_reported():
     assert relative(run(model, inputs()).output, in_float64(plain, inputs()).output) <= 2e-5
 
 
+def test_a_reason_that_holds_with_an_option_and_without_is_given_once():
+    pytest.importorskip("diffusers")
+    block = resnet(up=True)
+    block.forward = lambda input_tensor, temb: input_tensor
+    assert len(reasons(diffkern.fuse(block, fold_upsample=True), "")) == 2  # the other says that the option did nothing
+
+
 def test_scripted_modules_are_left_alone():
     model = nn.ModuleDict({"scripted": torch.jit.script(nn.GroupNorm(2, 4)), "plain": nn.GroupNorm(2, 4)})
     model["together"] = nn.Sequential(torch.jit.script(nn.GroupNorm(2, 4)), nn.SiLU())

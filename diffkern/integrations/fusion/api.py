@@ -96,7 +96,9 @@ class _Fusing:
             try:
                 found = self._difference(module, method)
             except NotTheSame as reason:
-                self.skipped.append(Skipped(name, block, str(reason)))
+                left = Skipped(name, block, str(reason))
+                if left not in self.skipped:  # as the block with an option and without may share the reason
+                    self.skipped.append(left)
                 continue
             for inner, submodule in method.bypassed(module):
                 self._computed_elsewhere.add(id(submodule))

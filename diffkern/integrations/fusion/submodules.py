@@ -19,13 +19,19 @@ from torch.nn.modules import module as hooks_of_all
 from diffkern import backends
 from diffkern.integrations.fusion.swap import Fused
 from diffkern.ops import channel_rms_norm, group_norm
+from diffkern.ops._registry import in_forward_mode
 
 _NATIVE = backends.unavailable("native") is None
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def has_kernel(x: Tensor) -> bool:
-    """Whether the ops have a kernel for x, or a backend is asked for by name: without one eager PyTorch is faster."""
+def has_kernel(x: Any) -> bool:
+    """Whether the ops have a kernel for x, or a backend is asked for by name: without one eager PyTorch is faster.
+
+    They have none for the proxies that torch.fx traces with, and no forward-mode derivative.
+    """
+    if not isinstance(x, Tensor) or in_forward_mode():
+        return False
     if backends.forced_backend() is not None:
         return True
     return _NATIVE and x.device.type == "cpu" and x.dtype in _NATIVE_DTYPES

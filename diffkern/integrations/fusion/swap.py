@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import sys
 from collections.abc import Callable
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import nn
@@ -70,8 +71,16 @@ def swap(module: nn.Module, method: type) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Give a fused module its own class back."""
-    module.__class__ = _unfused(type(module))
+    """Give a fused module its own class back.
+
+    Attributes that hold one of its methods, as accelerate's hooks hold the forward, get the origin's.
+    """
+    fused = type(module)
+    module.__class__ = _unfused(fused)
+    for key, held in vars(module).items():
+        name = getattr(held, "__name__", "")
+        if isinstance(held, MethodType) and held.__self__ is module and held.__func__ is getattr(fused, name, None):
+            module.__dict__[key] = getattr(type(module), name).__get__(module)
 
 
 def _unfused(cls: type) -> type:

@@ -42,8 +42,7 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
 
     largest = 0.0
     with _undisturbed(module):
-        state = {name: _random(name, p, generator) for name, p in module.named_parameters()}
-        state |= {name: _on_cpu(b) for name, b in module.named_buffers()}
+        state = _example_state(module, generator)
         for training in (False, True):
             for submodule in module.modules():
                 submodule.training = training
@@ -64,6 +63,24 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
     return largest
 
 
+def _example_state(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random parameters, the same for tied ones, and copies of the buffers.
+
+    A module has one name here, however many it is known by: what ``functional_call`` is given for a second name stays
+    in the module for good.
+    """
+    drawn: dict[int, Tensor] = {}
+    state = {}
+    for prefix, inner in module.named_modules():
+        for name, parameter in inner.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            if id(parameter) not in drawn:
+                drawn[id(parameter)] = _random(name, parameter, generator)
+            state[name] = drawn[id(parameter)]
+        for name, buffer in inner.named_buffers(prefix, recurse=False, remove_duplicate=False):
+            state[name] = _on_cpu(buffer)
+    return state
+
+
 def _called(
     module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> list[Tensor]:
@@ -72,7 +89,7 @@ def _called(
     arguments = tuple(_copied(argument) for argument in arguments)
     torch.default_generator.manual_seed(0)  # torch.manual_seed would seed accelerators' too
     with _reason("it cannot be tried on a random input"):
-        outputs = functional_call(module, state, arguments, keywords)
+        outputs = functional_call(module, state, arguments, keywords, tie_weights=False)
     tensors = list(_tensors(outputs))
     if not tensors:
         raise NotTheSame("it returns no tensor")

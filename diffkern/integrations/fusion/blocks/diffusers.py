@@ -60,7 +60,7 @@ class ResnetMethod(FusedBlock):
         for resample in (self.upsample, self.downsample):
             if resample is None:
                 continue
-            if resample is self.upsample and len(h) >= 64:  # as diffusers: channels-last upsampling fails for many
+            if resample is self.upsample and h.shape[0] >= 64:  # as diffusers: channels-last upsampling fails for many
                 x, h = x.contiguous(), h.contiguous()
             x, h = resample(x), resample(h)
         return x, self.conv1(h)
