@@ -76,7 +76,7 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
-        if _in_forward_mode():
+        if in_forward_mode():
             _refuse_tangents(self.name, args)
         road = _road(args)
         if road == "direct":
@@ -89,7 +89,7 @@ class Op:
 
     def bypasses_autograd(self, args: Sequence[Any]) -> bool:
         """Whether a call would be no more than `run`: then an op may hand `run` buffers to write into."""
-        return not _in_forward_mode() and _road(args) == "direct"
+        return not in_forward_mode() and _road(args) == "direct"
 
     def run(self, *args: Any) -> Any:
         """Runs the chosen backend on real tensors, below autograd.
@@ -138,7 +138,7 @@ class _Backend(NamedTuple):
 
 def in_plain_eager_mode() -> bool:
     """Whether nobody is looking on: no tracing, no mode, no transform of torch.func and no `explain`."""
-    return not (_recorded() or torch._C._are_functorch_transforms_active() or _in_forward_mode() or _EXPLAINING.op)
+    return not (_recorded() or in_transform() or in_forward_mode() or _EXPLAINING.op)
 
 
 def _recorded() -> bool:
@@ -151,7 +151,12 @@ def _recorded() -> bool:
     )
 
 
-def _in_forward_mode() -> bool:
+def in_transform() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def in_forward_mode() -> bool:
     """Whether tensors may carry tangents of torch.autograd.forward_ad."""
     return forward_ad._current_level >= 0
 
