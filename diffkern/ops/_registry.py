@@ -138,7 +138,7 @@ class _Backend(NamedTuple):
 
 def in_plain_eager_mode() -> bool:
     """Whether nobody is looking on: no tracing, no mode, no transform of torch.func and no `explain`."""
-    return not (_recorded() or torch._C._are_functorch_transforms_active() or in_forward_mode() or _EXPLAINING.op)
+    return not (_recorded() or in_transform() or in_forward_mode() or _EXPLAINING.op)
 
 
 def _recorded() -> bool:
@@ -149,6 +149,11 @@ def _recorded() -> bool:
         or torch._C._len_torch_function_stack()
         or torch._C._is_tracing()
     )
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def in_forward_mode() -> bool:

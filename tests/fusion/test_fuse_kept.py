@@ -263,3 +263,12 @@ def test_autocast(options):
     if not options.get("virtual_concat"):
         assert dtypes[0] == dtypes[1]
     assert_as_near(run(model, inputs(), call), before, exact)
+
+
+def test_dropout_draws_the_same_without_concatenations():
+    """Attention leaves its result channels last, beside which a skip connection may be contiguous."""
+    model = unet(dropout=0.3).train()
+    expected = run(model, inputs())
+    report = diffkern.fuse(model, virtual_concat=True)
+    assert not report.skipped
+    assert_close(run(model, inputs()), expected)

@@ -377,3 +377,21 @@ def test_compile_without_graph_breaks(training):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     found = {key.replace("_orig_mod.", ""): value for key, value in results(compiled, x, t).items()}
     assert_same(found, results(model, x, t))
+
+
+def test_transforms_of_torch_func():
+    """Whose tangents the ops refuse, and whose vmap makes every output of an op a view."""
+    model = unet(dim_mults=(1,), flash_attn=False)
+    x = images(2, 3, 8, 8)
+
+    def loss(x, time):
+        return model(x[None], time[None]).square().sum()
+
+    def transformed():
+        tangents = torch.func.jvp(lambda x: model(x, TIMES), (x,), (x.flip(0),))[1]
+        return tangents, torch.func.vmap(torch.func.grad(loss))(x, TIMES)
+
+    before = transformed()
+    fuse(model)
+    for after, expected in zip(transformed(), before, strict=True):
+        assert golden.relative(after, expected) <= 2e-5

@@ -10,10 +10,12 @@ from torch.nn.parameter import is_lazy
 
 from diffkern.integrations.fusion import memory_format
 from diffkern.integrations.fusion.blocks import methods_for
+from diffkern.integrations.fusion.blocks.generic import NormMethod
 from diffkern.integrations.fusion.method import FusedBlock
+from diffkern.integrations.fusion.override import check_override
 from diffkern.integrations.fusion.report import FuseReport, Replaced, Skipped
 from diffkern.integrations.fusion.signature import signature
-from diffkern.integrations.fusion.submodules import has_no_hooks
+from diffkern.integrations.fusion.submodules import has_no_hooks, norm_kind
 from diffkern.integrations.fusion.swap import Fused, restore, swap
 from diffkern.integrations.fusion.verify import NotTheSame, difference
 
@@ -119,8 +121,10 @@ class _Fusing:
     def _difference(self, module: nn.Module, method: type[FusedBlock]) -> float:
         if isinstance(module, torch.jit.ScriptModule):
             raise NotTheSame("a scripted module has no Python class to change")
-        if "forward" in module.__dict__:
-            raise NotTheSame("its forward was replaced on the instance")
+        check_override(module, method)
+        for name, inner in method.bypassed(module):
+            if norm_kind(inner) is not None and not isinstance(inner, Fused) and "forward" not in vars(inner):
+                self._check_norm(name, inner)
         if any(is_lazy(p) for p in module.parameters()):
             raise NotTheSame("its parameters have no shape yet")
         key = (method, signature(module))
@@ -133,6 +137,13 @@ class _Fusing:
         if isinstance(found, NotTheSame):
             raise found
         return found
+
+    def _check_norm(self, name: str, norm: nn.Module) -> None:
+        """Raises `NotTheSame` if `norm` by itself is not what it seems: within a block it sees no small values."""
+        try:
+            self._difference(norm, NormMethod)
+        except NotTheSame as reason:
+            raise NotTheSame(f"its {name} is another norm: {reason}") from reason
 
 
 def _fused_methods(model: nn.Module) -> Iterator[type[FusedBlock]]:

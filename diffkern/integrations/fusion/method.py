@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from diffkern.integrations.fusion.swap import Fused
@@ -52,6 +53,11 @@ class FusedBlock(Fused):
     def effect(cls, module: Any) -> str:
         """`does`, or more of it where that depends on the block's settings."""
         return cls.does
+
+
+def of_any_size(draw: Draw, *shape: int) -> Tensor:
+    """draw(3, *shape) of three magnitudes, as an eps shows itself in small values, and where it is added too."""
+    return draw(3, *shape) * torch.tensor([1.0, 1e-3, 1e-10]).reshape(3, *[1] * len(shape))
 
 
 def computes_as(module: nn.Module, name: str) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
-_PLAIN = (bool, int, float, str, type(None))
+_OF_TORCH = frozenset(vars(nn.Module()))
+_TOLD_BY_REPR = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
 def signature(module: nn.Module) -> tuple[Any, ...]:
@@ -16,15 +18,16 @@ def signature(module: nn.Module) -> tuple[Any, ...]:
             name,
             type(inner),
             tuple((key, tuple(p.shape)) for key, p in inner.named_parameters(recurse=False)),
-            tuple(sorted((key, repr(value)) for key, value in vars(inner).items() if _is_setting(key, value))),
+            tuple(sorted((key, _described(value)) for key, value in vars(inner).items() if key not in _OF_TORCH)),
         )
         for name, inner in module.named_modules()
     )
 
 
-def _is_setting(key: str, value: object) -> bool:
-    if key.startswith("_") or key == "training":
-        return False
+def _described(value: object) -> str:
+    """The same for the same settings; of an object of which nothing is known, for that object only."""
     if isinstance(value, tuple | list):
-        return all(isinstance(element, _PLAIN) for element in value)
-    return isinstance(value, _PLAIN) or callable(value)
+        return f"({', '.join(map(_described, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_described(element)}' for key, element in value.items())}}}"
+    return repr(value) if isinstance(value, _TOLD_BY_REPR) or callable(value) else f"{type(value)} {id(value)}"

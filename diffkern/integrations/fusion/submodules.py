@@ -18,8 +18,7 @@ from torch.nn.modules import module as hooks_of_all
 
 from diffkern import backends
 from diffkern.integrations.fusion.swap import Fused
-from diffkern.ops import channel_rms_norm, group_norm
-from diffkern.ops._registry import in_forward_mode
+from diffkern.ops import _registry, channel_rms_norm, group_norm
 
 _NATIVE = backends.unavailable("native") is None
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,7 +29,7 @@ def has_kernel(x: Any) -> bool:
 
     They have none for the proxies that torch.fx traces with, and no forward-mode derivative.
     """
-    if not isinstance(x, Tensor) or in_forward_mode():
+    if not isinstance(x, Tensor) or _registry.in_forward_mode():
         return False
     if backends.forced_backend() is not None:
         return True
@@ -167,6 +166,14 @@ def rms_normalised(
     return channel_rms_norm(x.to(dtype), norm.g.to(dtype).flatten(), scale=scale, shift=shift, activation=activation)
 
 
+def formatted_for(skip: Tensor, h: Tensor) -> Tensor:
+    """h in the memory format of torch.cat([h, skip], 1), which is channels last only where both are.
+
+    Convolutions keep a format, and dropout draws in its order.
+    """
+    return h.contiguous() if skip.is_contiguous() else h
+
+
 def split_conv(conv: Any, h: Tensor, skip: Tensor) -> Tensor:
     """conv(cat([h, skip], 1)) for a 1×1 convolution `conv`, which then is the sum of one of h and one of skip."""
     weight = conv.weight.to(h.dtype)
@@ -197,10 +204,10 @@ def add_residual(x: Tensor, h: Tensor, h_is_ours: bool, divisor: float = 1.0) ->
     """(x + h) / divisor, written into h if nobody else has or needs h's values.
 
     h keeps what torch's own x + h would have: x's dtype and strides. Autograd allows no writing into a view that an op
-    with several outputs returns.
+    with several outputs returns, which all that an op returns is under torch.func's vmap.
     """
     alike = h.dtype == x.dtype and h.shape == x.shape and h.stride() == x.stride()
-    if h_is_ours and alike and (torch.compiler.is_compiling() or not h._is_view()):
+    if h_is_ours and alike and (torch.compiler.is_compiling() or not (h._is_view() or _registry.in_transform())):
         h.add_(x)
         return h if divisor == 1.0 else h.div_(divisor)
     h = x + h

@@ -3,11 +3,13 @@
 A name and attributes are a guess; what a block computes decides. It is called before and after with the same random
 input and, through ``torch.func.functional_call``, with random parameters in float32 on the CPU: so a convolution that
 starts at zero hides nothing, half precision blurs nothing, and the model's own tensors are neither changed nor moved.
-Hooks are put aside meanwhile, and the state of torch's generator is kept.
+Hooks are put aside meanwhile; attributes, buffers and generators are given back as they were. What a call leaves in
+attributes and buffers counts as well: a norm that keeps a running mean, say, is not bypassed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules import module as hooks_of_all
+from torch.nn.modules.dropout import _DropoutNd
 
 from diffkern import backends
 from diffkern.integrations.fusion.method import FusedBlock
 from diffkern.integrations.fusion.swap import restore, swap
+from diffkern.integrations.fusion.traces import Attributes, generators_kept, seed_generators
 
 TOLERANCE = 2e-5  # of the largest value; rounding gives some 1e-6, a wrong formula 1e-2 and more
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -48,15 +52,18 @@ def difference(module: nn.Module, method: type[FusedBlock]) -> float:
                 submodule.training = training
             with _reason("an input for it cannot be made"):
                 arguments, keywords = method.example(module, draw), method.example_keywords(module)
-            before = _called(module, state, arguments, keywords)
+            before, kept_before = _called(module, state, arguments, keywords)
             try:
                 swap(module, method)
             except TypeError as error:
                 raise NotTheSame(f"Python does not change its class: {error}") from error
             try:
-                after = _called(module, state, arguments, keywords)
+                after, kept_after = _called(module, state, arguments, keywords)
             finally:
                 restore(module)
+            if kept_before != kept_after:
+                names = ", ".join(sorted(kept_before ^ kept_after))
+                raise NotTheSame(f"the fused block does not assign the same attributes: {names}")
             largest = max(largest, _relative(after, before))
     if not largest <= TOLERANCE:
         raise NotTheSame(f"the fused block differs by {largest:.1e} of the largest value")
@@ -83,17 +90,23 @@ def _example_state(module: nn.Module, generator: torch.Generator) -> dict[str, T
 
 def _called(
     module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> list[Tensor]:
-    """The outputs and, as a block may write into them, the arguments afterwards."""
+) -> tuple[list[Tensor], set[str]]:
+    """The outputs and, as a block may write into them, arguments and buffers; and names of attributes it assigned."""
     state = {name: tensor.clone() for name, tensor in state.items()}
     arguments = tuple(_copied(argument) for argument in arguments)
-    torch.default_generator.manual_seed(0)  # torch.manual_seed would seed accelerators' too
-    with _reason("it cannot be tried on a random input"):
-        outputs = functional_call(module, state, arguments, keywords, tie_weights=False)
+    attributes = Attributes(module)
+    seed_generators()
+    try:
+        with _reason("it cannot be tried on a random input"):
+            outputs = functional_call(module, state, arguments, keywords, tie_weights=False)
+    finally:
+        changed = attributes.changed()
+        attributes.restore()
     tensors = list(_tensors(outputs))
     if not tensors:
         raise NotTheSame("it returns no tensor")
-    return [tensor.detach() for tensor in (*tensors, *_tensors(arguments))]
+    buffers = [state[name] for name, _ in module.named_buffers()]
+    return [tensor.detach() for tensor in (*tensors, *_tensors(arguments), *buffers)], changed
 
 
 def _relative(after: list[Tensor], before: list[Tensor]) -> float:
@@ -101,8 +114,11 @@ def _relative(after: list[Tensor], before: list[Tensor]) -> float:
         raise NotTheSame("the fused block's outputs have other shapes or dtypes")
     worst = 0.0
     for a, b in zip(after, before, strict=True):
-        if b.numel():
-            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)))
+        if not torch.equal(a, b):
+            error = float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30))
+            if not math.isfinite(error):
+                raise NotTheSame("on a random input its result is not finite")
+            worst = max(worst, error)
     return worst
 
 
@@ -156,19 +172,16 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     """No hooks, no gradients, no autocast, torch's own defaults of dtype and device; all is given back as it was.
 
     So are training flags, and attributes that say what dtype a module works in: that is float32 meanwhile, as the
-    parameters are.
+    parameters are. Dropout drops half, so that it shows where it stands: its rate may be changed later.
     """
-    modules = list(module.modules())
-    flags = [m.training for m in modules]
-    hooks = [{name: m.__dict__[name] for name in _HOOKS if name in m.__dict__} for m in modules]
-    dtypes = [{name: value for name, value in vars(m).items() if isinstance(value, torch.dtype)} for m in modules]
+    attributes = Attributes(module)
     of_all = [(registered, registered.copy()) for registered in _hooks_of_all()]
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         stack.enter_context(torch.device("cpu"))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(generators_kept())
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if backends.unavailable("native") is not None:
@@ -176,16 +189,17 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         try:
             for registered, _ in of_all:
                 registered.clear()
-            for m, of_dtypes in zip(modules, dtypes, strict=True):
-                m.__dict__.update({name: type(m.__dict__[name])() for name in _HOOKS if name in m.__dict__})
-                m.__dict__.update(dict.fromkeys(of_dtypes, torch.float32))
+            for m in module.modules():
+                own = vars(m)
+                own.update({name: type(own[name])() for name in _HOOKS if name in own})
+                own.update({name: torch.float32 for name, value in own.items() if isinstance(value, torch.dtype)})
+                if isinstance(m, _DropoutNd):
+                    m.p = 0.5
             yield
         finally:
             for registered, earlier in of_all:
                 registered.update(earlier)
-            for m, flag, of_hooks, of_dtypes in zip(modules, flags, hooks, dtypes, strict=True):
-                m.training = flag
-                m.__dict__.update(of_hooks | of_dtypes)
+            attributes.restore()
 
 
 def _hooks_of_all() -> list[dict[int, Any]]:

@@ -11,6 +11,7 @@ from diffkern.integrations.fusion.blocks.diffusers import ResnetMethod, is_diffu
 from diffkern.integrations.fusion.method import Draw, FusedBlock
 from diffkern.integrations.fusion.submodules import (
     can_split,
+    formatted_for,
     has_kernel,
     has_no_hooks,
     is_plain_norm,
@@ -141,6 +142,7 @@ def joined(resnet: Any, h: Tensor, skip: Tensor, temb: Any) -> Tensor:
         and (temb is None) == (resnet.time_emb_proj is None)
     ):
         return resnet(torch.cat([h, skip], 1), temb)
+    h = formatted_for(skip, h)
     y = resnet.conv1(normalised(resnet.norm1, resnet.nonlinearity, h, skip=skip))
     y = resnet.second_half(y, temb)
     return residual(split_conv(shortcut, h, skip), y, resnet.conv2, resnet.output_scale_factor)

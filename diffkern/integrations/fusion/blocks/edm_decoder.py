@@ -5,8 +5,8 @@ The concatenation stands in the network's own ``forward``, so that is what is ov
 
 from __future__ import annotations
 
-import inspect
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffkern.integrations.fusion.blocks.edm import UNetBlockMethod
 from diffkern.integrations.fusion.method import Draw, FusedBlock, computes_as
 from diffkern.integrations.fusion.submodules import (
+    formatted_for,
     has_kernel,
     has_no_hooks,
     is_plain_norm,
@@ -37,9 +38,6 @@ class NetworkMethod(FusedBlock):
     def recognises(cls, module: Any) -> bool:
         if not (computes_as(module, cls.name) and cls.parts <= set(module._modules)):
             return False
-        arguments = ["self", "x", "noise_labels", "class_labels", "augment_labels"]
-        if list(inspect.signature(type(module).forward).parameters) != arguments:
-            return False
         return any(isinstance(layer, UNetBlockMethod) for layer in module.dec.values())
 
     @classmethod
@@ -49,6 +47,12 @@ class NetworkMethod(FusedBlock):
         x = draw(2, first.in_channels, *[2 ** max(2, halvings)] * 2)
         labels = [None if m is None else draw(2, m.in_features) for m in (module.map_label, module.map_augment)]
         return x, draw(2), *labels
+
+    @classmethod
+    def bypassed(cls, module: Any) -> Iterator[tuple[str, nn.Module]]:
+        if "out_norm" in module._modules:
+            yield "out_norm", module.out_norm
+        yield from ((f"dec.{name}", layer) for name, layer in module.dec.items() if "aux_norm" in name)
 
     def labelled(self, labels: Tensor) -> Tensor:
         """Without some of the labels, in training, so that the network learns to do without."""
@@ -145,6 +149,7 @@ def joined(block: Any, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
         and h.dtype == skip.dtype
     ):
         return block(torch.cat([h, skip], dim=1), emb)
+    h = formatted_for(skip, h)
     y = block.conv0(normalised(block.norm0, F.silu, h, skip=skip))
     return block.second_half(y, emb, lambda: split_conv(block.skip, h, skip))
 

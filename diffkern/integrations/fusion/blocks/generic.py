@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffkern.integrations.fusion.method import Draw, FusedBlock
+from diffkern.integrations.fusion.method import Draw, FusedBlock, of_any_size
 from diffkern.integrations.fusion.submodules import (
     computes_silu,
     has_kernel,
@@ -32,15 +32,16 @@ class NormMethod(FusedBlock):
 
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
-        channels = _channels(module)
+        channels: Any = _channels(module)
         if norm_kind(module) == "group_norm":
-            return (draw(2, channels, 3, 5),)
+            return (of_any_size(draw, channels, 3, 5),)
         side = 3 if channels != 3 else 4  # one that multiplies by the width instead of the channels is to differ
-        return (draw(2, channels, *[side] * (_rank(module.g) - 2)),)
+        return (of_any_size(draw, channels, *[side] * (_rank(module.g) - 2)),)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or not has_kernel(x):
-            return super().forward(x, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) != 1 or kwargs or not has_kernel(args[0]):
+            return super().forward(*args, **kwargs)
+        (x,) = args
         if norm_kind(self) == "channel_rms_norm":
             return rms_normalised(self, x) if x.dim() == _rank(self.g) else super().forward(x)
         if self.weight is not None and self.weight.dtype != x.dtype and x.dtype.itemsize != 2:
@@ -110,7 +111,7 @@ def _pairs(sequential: nn.Sequential) -> Iterator[int]:
             yield index
 
 
-class GroupNorm(NormMethod, nn.GroupNorm):  # type: ignore[misc]
+class GroupNorm(NormMethod, nn.GroupNorm):
     origin = nn.GroupNorm
 
 

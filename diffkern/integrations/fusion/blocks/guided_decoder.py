@@ -5,7 +5,6 @@ The concatenation stands in the network's own ``forward``, so that is what is ov
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from diffkern.integrations.fusion.blocks.guided_diffusion import ResBlockMethod
 from diffkern.integrations.fusion.method import Draw, FusedBlock, computes_as
 from diffkern.integrations.fusion.submodules import (
     can_split,
+    formatted_for,
     has_kernel,
     has_no_hooks,
     is_plain,
@@ -34,7 +34,6 @@ class UNetMethod(FusedBlock):
     option = "virtual_concat"
     around_fused = True
     name = "UNetModel"
-    arguments: tuple[str, ...] = ("self", "x", "timesteps", "y")
 
     embedding_of: Callable[..., Tensor]
     """Of the time: the function that the origin calls."""
@@ -48,8 +47,6 @@ class UNetMethod(FusedBlock):
     def recognises(cls, module: Any) -> bool:
         parts = {"time_embed", "input_blocks", "middle_block", "output_blocks", "out"}
         if not (computes_as(module, cls.name) and parts <= set(module._modules)):
-            return False
-        if tuple(inspect.signature(type(module).forward).parameters) != cls.arguments:
             return False
         firsts = [block[0] for block in module.output_blocks if isinstance(block, nn.Sequential)]
         return _timestep_embedding(type(module)) is not None and any(isinstance(m, ResBlockMethod) for m in firsts)
@@ -93,7 +90,6 @@ class SuperResMethod(UNetMethod):
     """``SuperResModel``: whose input is joined to a smaller image, enlarged."""
 
     name = "SuperResModel"
-    arguments = ("self", "x", "timesteps", "low_res", "kwargs")
 
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
@@ -106,10 +102,11 @@ class SuperResMethod(UNetMethod):
         return {} if module.num_classes is None else {"y": torch.tensor([0, module.num_classes - 1])}
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, timesteps: Tensor, low_res: Any = None, y: Tensor | None = None
+        self, x: Tensor, timesteps: Tensor, low_res: Any = None, **kwargs: Any
     ) -> Tensor:
-        if not self.takes(x, y):
-            return super(UNetMethod, self).forward(x, timesteps, low_res, y=y)
+        y = kwargs.get("y")
+        if kwargs.keys() - {"y"} or not self.takes(x, y):
+            return super(UNetMethod, self).forward(x, timesteps, low_res, **kwargs)
         enlarged = F.interpolate(low_res, x.shape[2:], mode="bilinear")
         return self.computed(torch.cat([x, enlarged], dim=1), timesteps, y)
 
@@ -120,6 +117,7 @@ def joined(block: Any, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
     if not (first is not None and _can_be_split(first) and h.dtype == skip.dtype == first.skip_connection.weight.dtype):
         return block(torch.cat([h, skip], 1), emb)
     layers = first.in_layers
+    h = formatted_for(skip, h)
     y = layers[2](normalised(layers[0], layers[1], h, skip=skip))
     y = first.second_half(y, emb)
     h = residual(split_conv(first.skip_connection, h, skip), y, first.last_layer())
@@ -130,7 +128,7 @@ def joined(block: Any, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
 
 def _can_be_split(block: Any) -> bool:
     """Whether a residual block may be given its input in two parts."""
-    if not (isinstance(block, ResBlockMethod) and has_no_hooks(block)):
+    if not (isinstance(block, ResBlockMethod) and has_no_hooks(block) and "_forward" not in vars(block)):
         return False
     if getattr(block, "updown", False) or (getattr(block, "use_checkpoint", False) and torch.is_grad_enabled()):
         return False

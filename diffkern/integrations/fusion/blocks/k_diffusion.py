@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffkern.integrations.fusion.method import Draw, FusedBlock, computes_as
+from diffkern.integrations.fusion.method import Draw, FusedBlock, computes_as, of_any_size
 from diffkern.integrations.fusion.submodules import add_residual, has_kernel, has_no_hooks, is_plain
 from diffkern.ops import group_norm
 
@@ -54,7 +54,7 @@ class AdaGNMethod(FusedBlock):
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
         twice_the_channels, features = module.mapper.weight.shape
-        return draw(2, twice_the_channels // 2, 3, 5), {module.cond_key: draw(2, features)}
+        return of_any_size(draw, twice_the_channels // 2, 3, 5), {module.cond_key: draw(3, features)}
 
     def forward(self, input: Tensor, cond: Any) -> Tensor:
         if not has_kernel(input) or cond[self.cond_key].shape[:-1] != input.shape[:1]:

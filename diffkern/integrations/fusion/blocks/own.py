@@ -11,7 +11,14 @@ from diffkern import models, nn
 from diffkern.integrations.fusion.blocks.upsample import EFFECT as FOLDED
 from diffkern.integrations.fusion.blocks.upsample import folds
 from diffkern.integrations.fusion.method import Draw, FusedBlock
-from diffkern.integrations.fusion.submodules import can_split, has_kernel, has_no_hooks, residual, split_conv
+from diffkern.integrations.fusion.submodules import (
+    can_split,
+    formatted_for,
+    has_kernel,
+    has_no_hooks,
+    residual,
+    split_conv,
+)
 from diffkern.models.unet import Stage
 from diffkern.nn.resample import upsample_conv, upsample_nearest
 
@@ -92,6 +99,7 @@ class UNetMethod(FusedBlock):
             and has_kernel(h)
         ):
             return super()._run_with_skip(stage, h, skip, emb)  # type: ignore[misc]
+        h = formatted_for(skip, h)
         y = block.second_half(block.conv1(block.norm1(h, skip=skip)), emb)
         h = residual(split_conv(block.skip, h, skip), y, block.conv2)
         for name, module in stage.named_children():
