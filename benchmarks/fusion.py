@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,8 @@ def measure(case: Case, mode: str, rounds: int | None) -> list[dict[str, Any]]:
     wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
     if wrong:
         raise AssertionError(f"{case.what}: the outputs differ by {wrong} of the largest value")
-    times = interleave({name: step(m) for name, m in variants.items()}, rounds=rounds or case.rounds, warmup=1)
+    rounds = rounds or (case.rounds if mode == "eval" else case.rounds // 2)
+    times = interleave({name: step(m) for name, m in variants.items()}, rounds=rounds, warmup=1)
     before = times["unfused"]
     return [
         {
@@ -120,7 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--modes", nargs="+", choices=("eval", "train"), default=["eval", "train"])
-    parser.add_argument("--rounds", type=int, help="rounds of each; the case's own unless given")
+    parser.add_argument(
+        "--rounds", type=int, help="rounds of each; unless given the case's own, half as many in training"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("out/fusion"))
     arguments = parser.parse_args()
@@ -132,7 +137,7 @@ def main() -> None:
             print(table(measured), flush=True)
             rows += measured
     arguments.out.mkdir(parents=True, exist_ok=True)
-    command = f"python -m benchmarks.fusion --threads {arguments.threads}"
+    command = shlex.join(["python", "-m", "benchmarks.fusion", *sys.argv[1:]])
     report = {"machine": machine("cpu", command), "rows": rows}
     (arguments.out / "fusion.json").write_text(json.dumps(report, indent=1) + "\n")
     (arguments.out / "fusion.md").write_text(table(rows))
