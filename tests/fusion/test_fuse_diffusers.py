@@ -205,8 +205,8 @@ def test_vq_decoder_normalised_by_its_codes(norm_type):
         norm_type=norm_type,
         norm_num_groups=32,
     )
-    model.quantize.embedding.weight.data *= 256  # new codes are so small that gradients are mostly rounding
-    assert_fuses(randomised(model), {"sample": images(2, 8, seed=4)}, NONE_AND_ALL)
+    model.quantize.embedding.weight.data *= 64  # new codes are so small that some gradients are mostly rounding
+    assert_fuses(randomised(model), {"sample": images(2, 8, seed=6)}, NONE_AND_ALL)
 
 
 def test_controlnet():
