@@ -196,7 +196,9 @@ GROUP_NORM: list[Mistake] = [
     ({"activation": "relu"}, ValueError, "activation"),
     ({"activation": True}, ValueError, "activation"),
 ]
-CHANNEL_RMS_NORM = [mistake for mistake in GROUP_NORM if not {"num_groups", "bias"} & mistake[0].keys()]
+CHANNEL_RMS_NORM = [
+    mistake for mistake in GROUP_NORM if not {"num_groups", "bias", "offset", "skip"} & mistake[0].keys()
+]
 TABLES = ProcessTables(SIGNAL, SIGMA)
 DIFFUSION_LOSS: list[Mistake] = [
     ({"model_output": INTEGERS}, TypeError, "model_output must be"),

@@ -22,4 +22,5 @@ CASES = [
     *dynamic_threshold.CASES,
     *vb_terms.CASES,
     *channel_rms_norm.CASES,
+    *group_norm.JOINED,
 ]

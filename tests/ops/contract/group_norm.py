@@ -63,6 +63,10 @@ CASES = [
     _group_norm("group_norm all", "some", ("weight", "bias", "scale", "shift"), silu=True),
     _group_norm("group_norm scale-shift", "all", ("scale", "shift"), silu=False, ones=True),
     _group_norm("group_norm weight and shift", "one", ("weight", "shift"), silu=True),
+]
+
+# In a list of their own, as the combinations of a case are drawn by its place among all.
+JOINED = [
     _group_norm("group_norm offset", "some", ("weight", "bias", "offset"), silu=True),
     _group_norm("group_norm skip and offset", "some", ("weight", "offset"), silu=False, ones=True, skip=True),
 ]
