@@ -1,7 +1,8 @@
 """Which backends exist here and, if not, why; which one an op uses.
 
-`reference` is plain PyTorch and runs anywhere. `native` is the C++ module for CPU tensors. Which one an op takes is
-decided per call from its folder's order of preference; `use_backend` or the environment variable DIFFKERN_BACKEND
+`reference` is plain PyTorch and runs anywhere. `native` is the C++ module for CPU tensors; `triton` are the kernels for
+CUDA tensors, which Triton's interpreter can run on CPU tensors (TRITON_INTERPRET=1, and asked for by name). Which one
+an op takes is decided per call from its order of preference; `use_backend` or the environment variable DIFFKERN_BACKEND
 override that, and then a backend that cannot run raises instead of falling back.
 """
 
@@ -101,7 +102,19 @@ def unavailable(name: str) -> str | None:
         return None
     if name == "native":
         return _load_native()[1] or None
-    return "this version of diffkern has no Triton kernels yet"
+    return _load_triton()
+
+
+@functools.cache
+def _load_triton() -> str | None:
+    """Why Triton cannot be used on this machine, or None; a call may have reasons of its own."""
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a broken installation raises anything
+        return f"triton does not import: {error}"
+    if os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on", "yes") or torch.cuda.is_available():
+        return None
+    return "torch finds no CUDA device (TRITON_INTERPRET=1 would interpret the kernels on a CPU)"
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> str:

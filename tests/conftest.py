@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+# Triton reads this when it is imported, which happens with the first kernel.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
+HARNESS = ("DIFFKERN_BACKEND", "DIFFKERN_CPU", "TRITON_INTERPRET")  # what the tests are run with, not what users have
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +46,7 @@ def run_python() -> Callable[..., str]:
     """Runs code in a fresh interpreter and returns what it printed; fails the test if the code fails or hangs."""
 
     def run(code: str, timeout: float = 120, **environment: str) -> str:
-        inherited = {k: v for k, v in os.environ.items() if k not in ("DIFFKERN_BACKEND", "DIFFKERN_CPU")}
+        inherited = {k: v for k, v in os.environ.items() if k not in HARNESS}
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={**inherited, **environment},

@@ -41,3 +41,37 @@ def empty_like_layout(x: Tensor, device: str | None = None) -> Tensor:
     if x.is_contiguous() or is_channels_last(x):
         return torch.empty_like(x, device=device)
     return torch.empty(x.shape, dtype=x.dtype, device=device or x.device)
+
+
+def sample_shape(x: Tensor) -> tuple[int, int, int, bool]:
+    """(samples, channels, pixels, channels_last) of a tensor of rank 1 or more."""
+    if x.dim() == 1:
+        return x.shape[0], 1, 1, False
+    pixels = 1
+    for size in x.shape[2:]:
+        pixels *= size
+    return x.shape[0], x.shape[1], pixels, is_channels_last(x)
+
+
+def sample_dense(x: Tensor, channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """x with every sample dense in the wanted order, copied only if it has to be (the stride between samples is free).
+
+    Channels last comes back as (N, *spatial, C). Only the address and stride(0) of the result are of use.
+    """
+    if dtype is not None and x.dtype != dtype:
+        x = x.to(dtype)
+    if channels_last:
+        x = x.movedim(1, -1)
+    if x.is_contiguous():
+        return x
+    expected = 1
+    for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return x.contiguous()
+        expected *= size
+    return x
+
+
+def float32_dense(x: Tensor | None, channels_last: bool) -> Tensor | None:
+    """`sample_dense` for arithmetic in float32, which takes 16 bits as they are and has float64 cast; None stays."""
+    return None if x is None else sample_dense(x, channels_last, torch.float32 if x.dtype == torch.float64 else None)

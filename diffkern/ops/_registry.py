@@ -15,6 +15,7 @@ and `<name>_unsupported(*args) -> str | None`, the reason why it cannot take the
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ class Op:
         fake: Callable[..., Any],
         setup_context: Callable[..., None] | None = None,
         backward: Callable[..., Any] | None = None,
-        preference: Sequence[str] = ("native", "reference"),
+        preference: Sequence[str] = ("native", "triton", "reference"),
     ) -> None:
         self.name = schema[: schema.index("(")]
         self.package = package
@@ -116,7 +117,7 @@ class Op:
     def missing(self, backend: str) -> str | None:
         """Why `backend` runs no call of this op on this machine, or None if it is there."""
         reason = backends.unavailable(backend)
-        if reason is None and backend not in self.preference:
+        if reason is None and importlib.util.find_spec(f"{self.package}.{backend}") is None:
             reason = f"{self.name} has no {backend} implementation"
         return reason
 
@@ -126,6 +127,8 @@ class Op:
         if reason is not None:
             return reason
         module = importlib.import_module(f"{self.package}.{name}")
+        if not hasattr(module, self.name):
+            return f"{self.name} has no {name} implementation"
         backend = _Backend(getattr(module, self.name), getattr(module, f"{self.name}_unsupported"))
         self._backends[name] = backend
         return backend

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BACKENDS = ("reference", "native")
+BACKENDS = ("reference", "native", "triton")
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*STORAGE, torch.float64)
 

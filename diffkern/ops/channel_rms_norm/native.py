@@ -6,15 +6,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._native import (
-    DTYPE_CODES,
-    cpu_only,
-    gradient_room,
-    num_threads,
-    output_like,
-    parameter_tuple,
-    sample_shape,
-)
+from diffkern.ops._layout import sample_shape
+from diffkern.ops._native import DTYPE_CODES, cpu_only, gradient_room, num_threads, output_like, parameter_tuple
 
 
 def channel_rms_norm(

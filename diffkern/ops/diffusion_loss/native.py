@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
+from diffkern.ops._layout import float32_dense, sample_dense, sample_shape
 from diffkern.ops._native import (
     counter_source,
     cpu_only,
-    float32_dense,
     num_threads,
     operand,
     optional_operand,
     output_like,
-    sample_dense,
-    sample_shape,
 )
 from diffkern.ops.diffusion_loss.op import TARGETS
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import is_channels_last
-from diffkern.ops._native import cpu_only, num_threads, operand, sample_dense, sample_shape
+from diffkern.ops._layout import is_channels_last, sample_dense, sample_shape
+from diffkern.ops._native import cpu_only, num_threads, operand
 from diffkern.ops._terms import compute_dtype
 
 

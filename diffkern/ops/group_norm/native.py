@@ -6,16 +6,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import empty_with_channels, in_layout_of
-from diffkern.ops._native import (
-    DTYPE_CODES,
-    about_to_write,
-    cpu_only,
-    gradient_room,
-    num_threads,
-    parameter_tuple,
-    sample_shape,
-)
+from diffkern.ops._layout import empty_with_channels, in_layout_of, sample_shape
+from diffkern.ops._native import DTYPE_CODES, about_to_write, cpu_only, gradient_room, num_threads, parameter_tuple
 
 
 def group_norm(

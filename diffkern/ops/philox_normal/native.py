@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._native import (
-    about_to_write,
-    counter_source,
-    cpu_only,
-    num_threads,
-    operand,
-    sample_dense,
-    sample_shape,
-)
+from diffkern.ops._layout import sample_dense, sample_shape
+from diffkern.ops._native import about_to_write, counter_source, cpu_only, num_threads, operand
 from diffkern.ops.philox_normal.op import empty_normals
 
 

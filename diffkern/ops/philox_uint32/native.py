@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._native import counter_source, cpu_only, num_threads, sample_shape
+from diffkern.ops._layout import sample_shape
+from diffkern.ops._native import counter_source, cpu_only, num_threads
 
 
 def philox_uint32(shape: Sequence[int], seed: Tensor, draw: Tensor, samples: Tensor, stream: int) -> Tensor:

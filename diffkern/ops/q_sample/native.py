@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._native import counter_source, cpu_only, num_threads, operand, output_like, sample_dense, sample_shape
+from diffkern.ops._layout import sample_dense, sample_shape
+from diffkern.ops._native import counter_source, cpu_only, num_threads, operand, output_like
 
 
 def q_sample(

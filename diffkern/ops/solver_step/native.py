@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import is_channels_last
-from diffkern.ops._native import (
-    OperandTuple,
-    about_to_write,
-    cpu_only,
-    num_threads,
-    operand,
-    output_like,
-    sample_dense,
-    sample_shape,
-)
+from diffkern.ops._layout import is_channels_last, sample_dense, sample_shape
+from diffkern.ops._native import OperandTuple, about_to_write, cpu_only, num_threads, operand, output_like
 
 
 class _Operands:

@@ -8,16 +8,8 @@ import torch
 from torch import Tensor
 
 from diffkern.backends import native_module
-from diffkern.ops._layout import is_channels_last
-from diffkern.ops._native import (
-    counter_source,
-    cpu_only,
-    float32_dense,
-    num_threads,
-    optional_operand,
-    output_like,
-    sample_shape,
-)
+from diffkern.ops._layout import float32_dense, is_channels_last, sample_shape
+from diffkern.ops._native import counter_source, cpu_only, num_threads, optional_operand, output_like
 
 
 def vb_terms(*arguments: Any) -> Tensor:

@@ -1,0 +1,50 @@
+"""Single instructions, and their twins for the interpreter, which rounds differently or knows no assembly."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from diffkern.ops._triton.launch import INTERPRETED
+
+ON_DEVICE = tl.constexpr(not INTERPRETED)
+
+
+@triton.jit
+def fma(a, b, c):
+    """a·b + c, rounded once. The interpreter would round the product: there it is exact in float64."""
+    if ON_DEVICE:
+        return tl.fma(a, b, c)
+    return (a.to(tl.float64) * b + c).to(tl.float32)
+
+
+@triton.jit
+def square_root(x):
+    """√x for normal x > 0 in float32, within 0.51 ulp: the device's reciprocal root and a step of Newton's."""
+    if ON_DEVICE:
+        y = tl.rsqrt(x)
+        root = x * y
+        return tl.fma(tl.fma(-root, root, x), 0.5 * y, root)
+    return tl.sqrt(x)
+
+
+@triton.jit
+def fast_square_root(x):
+    """√x within a few ulp."""
+    if ON_DEVICE:
+        return tl.inline_asm_elementwise("sqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return tl.sqrt(x)
+
+
+@triton.jit
+def fast_log2(x):
+    """log₂ x, off by 2⁻²² at most where |log₂ x| < 1, else by 2⁻²² of itself."""
+    if ON_DEVICE:
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return tl.log2(x)
+
+
+@triton.jit
+def sigmoid(z):
+    """1/(1 + exp(−z)), within a few ulp."""
+    return 1.0 / (1.0 + tl.exp(-z))

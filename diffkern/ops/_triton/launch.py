@@ -1,0 +1,102 @@
+"""The host's side of a launch: what can be launched here, on how many multiprocessors, and who looks on."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from diffkern import backends
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+_H200_MULTIPROCESSORS = 132
+
+
+class Launch(NamedTuple):
+    """A kernel and what it would have been launched with."""
+
+    kernel: Any
+    grid: int
+    arguments: dict[str, Any]
+    num_warps: int
+
+
+_recorder: list[Launch] | None = None
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Inside the block launches are noted instead of made, for tensors on any device: what to compile ahead of time."""
+    global _recorder
+    previous, _recorder = _recorder, []
+    try:
+        yield _recorder
+    finally:
+        _recorder = previous
+
+
+def launch(kernel: Any, grid: int, device: torch.device, *, num_warps: int = 4, **arguments: Any) -> None:
+    """Runs `grid` programs of the kernel on the device's current stream; no programs, no launch."""
+    if grid == 0:
+        return
+    if _recorder is not None:
+        _recorder.append(Launch(kernel, grid, arguments, num_warps))
+        return
+    with _current(device):
+        kernel[(grid,)](num_warps=num_warps, **arguments)
+
+
+def _current(device: torch.device) -> Any:
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
+def unsupported(x: Tensor) -> str | None:
+    """Why the Triton kernels cannot take this tensor, or None."""
+    if x.dtype == torch.float64:
+        return "float64 is the reference's"
+    return unsupported_device(x)
+
+
+def unsupported_device(x: Tensor) -> str | None:
+    if _recorder is not None:
+        return None
+    if INTERPRETED:
+        if backends.forced_backend() != "triton":
+            return "the interpreter runs only where it is asked for"
+        if x.device.type != "cpu":
+            return f"the interpreter is for CPU tensors, this one is on {x.device}"
+    elif x.device.type != "cuda":
+        return f"the Triton kernels are for CUDA tensors, this one is on {x.device}"
+    elif torch.version.hip is not None or _capability(x.device) < (8, 0):
+        return "the Triton kernels need an NVIDIA GPU of compute capability 8.0 or more"
+    return None if x.data_ptr() or not x.numel() else "the tensor has no memory of its own"
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has; an H200's where nothing is launched on a GPU."""
+    if device.type != "cuda":
+        return _H200_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return triton.next_power_of_2(n)
