@@ -15,6 +15,10 @@ from torch import Tensor
 from diffkern import backends
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+if INTERPRETED:
+    from diffkern.ops._triton import interpreter
+
+    interpreter.mend()
 
 _H200_MULTIPROCESSORS = 132
 

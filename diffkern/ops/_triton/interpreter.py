@@ -1,0 +1,31 @@
+"""Triton's interpreter mended: it cuts bfloat16 off where a GPU rounds to the nearest, and loses NaN on the way.
+
+Known of Triton 3.6 (triton.runtime.interpreter._convert_float). Only imported where kernels are interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+_convert = interpreter._convert_float
+
+
+def mend() -> None:
+    interpreter._convert_float = _convert_float
+
+
+def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: Any) -> np.ndarray:
+    """The bits of `values`, floats of Triton's type `source` (bfloat16 as uint16), in the type `target`."""
+    values = values.copy()  # contiguous, which a view in another type must be
+    if source == tl.bfloat16 and target == tl.float32:
+        return values.view(np.uint16).astype(np.uint32) << np.uint32(16)
+    if source == tl.float32 and target == tl.bfloat16:
+        bits = values.view(np.uint32)
+        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        rounded[np.isnan(values.view(np.float32))] = 0x7FC00000
+        return (rounded >> np.uint32(16)).astype(np.uint16)
+    return _convert(values, source, target, rounding_mode)
