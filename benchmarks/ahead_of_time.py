@@ -60,18 +60,22 @@ class Resources:
 
 def compiled(launch: Launch, capability: int = 90) -> Resources:
     """Compiles a noted launch for a compute capability, e.g. 90 for sm_90."""
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     parameters = launch.kernel.params
     for position, parameter in enumerate(parameters):
         value = launch.arguments.get(parameter.name)
-        kind, constant, divisible = _argument(value, parameter.is_constexpr)
-        signature[parameter.name] = kind
-        if constant:
-            constants[(position,)] = value
-        if divisible:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        several = isinstance(value, tuple)
+        kinds = []
+        for path, single in [((position, i), v) for i, v in enumerate(value)] if several else [((position,), value)]:
+            kind, constant, divisible = _argument(single, parameter.is_constexpr)
+            kinds.append(parameter.annotation_type or kind)
+            if constant:
+                constants[path] = single
+            if divisible:
+                attributes[path] = [["tt.divisibility", 16]]
+        signature[parameter.name] = tuple(kinds) if several else kinds[0]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     binary = triton.compile(
         source, target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.num_warps, "num_stages": 3}
