@@ -26,6 +26,12 @@ def row_of(row, n, num_rows, ROWS: tl.constexpr):
 
 
 @triton.jit
+def inside_if(inside, condition):
+    """`inside` if the one condition holds. By selection: the interpreter cannot spread a comparison of floats."""
+    return tl.where(condition, inside, False)
+
+
+@triton.jit
 def guided_mean(
     uncond,
     uncond_stride,

@@ -21,7 +21,7 @@ from diffkern.ops._layout import empty_like_layout, float32_dense, sample_dense,
 from diffkern.ops._terms import FIXED
 from diffkern.ops._triton import launch
 from diffkern.ops._triton.elementwise import tiling
-from diffkern.ops._triton.step import guided_mean, mean_arguments, predicted_x0, row_of
+from diffkern.ops._triton.step import guided_mean, inside_if, mean_arguments, predicted_x0, row_of
 from diffkern.ops._triton.tile import normals, place
 from diffkern.ops.solver_step.launch_choices import choose
 from diffkern.ops.solver_step.places import places
@@ -36,12 +36,6 @@ _HISTORY = tl.constexpr(len(FIXED))
 _NO_NOISE, _GIVEN, _GENERATED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _LEARNED_RANGE = tl.constexpr(2)
 _HALF_LOG2_E = tl.constexpr(0.7213475204444817)
-
-
-@triton.jit
-def _where(inside, condition):
-    """inside, if the one condition holds; by selection, because the interpreter cannot spread a comparison's result."""
-    return tl.where(condition, inside, False)
 
 
 @triton.jit
@@ -132,9 +126,9 @@ def solver_step_kernel(
     a_m = tl.where(reads_x0, tl.load(c + _A_M).to(tl.float32), 0.0)
     reads_x = reads_x | (a_x != 0)
     reads_m = reads_m | (a_m != 0)
-    state = tl.load(x + n * x_stride + base + offsets, _where(inside, reads_x), 0.0).to(tl.float32)
+    state = tl.load(x + n * x_stride + base + offsets, inside_if(inside, reads_x), 0.0).to(tl.float32)
     m = guided_mean(
-        uncond, uncond_stride, cond, cond_stride, guidance_scale, guidance_rescale, n, base, offsets, _where(inside, reads_m),
+        uncond, uncond_stride, cond, cond_stride, guidance_scale, guidance_rescale, n, base, offsets, inside_if(inside, reads_m),
         GUIDED, SCALES, RESCALED,
     )  # fmt: skip
     history = ()
@@ -142,20 +136,20 @@ def solver_step_kernel(
         reads = weights[3 + k] != 0
         if WRITTEN != 0:
             reads = reads | (weights0[3 + k] != 0) | (weights1[3 + k] != 0)
-        h = tl.load(slots[k] + n * slot_strides[k] + base + offsets, _where(inside, reads), 0.0).to(tl.float32)
+        h = tl.load(slots[k] + n * slot_strides[k] + base + offsets, inside_if(inside, reads), 0.0).to(tl.float32)
         history = history + (h,)
     c_z = tl.load(c + _C_Z).to(tl.float32)
     c_e = tl.load(c + _C_E).to(tl.float32)
     c_v = tl.load(c + _C_V).to(tl.float32)
     if NOISE == _GIVEN:
-        z = tl.load(noise + n * noise_stride + base + offsets, _where(inside, c_z != 0), 0.0).to(tl.float32)
+        z = tl.load(noise + n * noise_stride + base + offsets, inside_if(inside, c_z != 0), 0.0).to(tl.float32)
     if extra is not None:
-        e = tl.load(extra + n * extra_stride + base + offsets, _where(inside, (c_e != 0) | (c_v != 0)), 0.0).to(tl.float32)
+        e = tl.load(extra + n * extra_stride + base + offsets, inside_if(inside, (c_e != 0) | (c_v != 0)), 0.0).to(tl.float32)
     if VARIANCE != 0:
         reads_var = c_z != 0
         if extra is not None:
             reads_var = reads_var | (c_v != 0)
-        half_log_var = tl.load(var + n * var_stride + base + offsets, _where(inside, reads_var), 0.0).to(tl.float32)
+        half_log_var = tl.load(var + n * var_stride + base + offsets, inside_if(inside, reads_var), 0.0).to(tl.float32)
 
     x0 = tl.zeros([BLOCK], tl.float32)
     if reads_x0:
@@ -199,7 +193,7 @@ def solver_step_kernel(
         for k in tl.static_range(SLOTS):
             if (WRITTEN >> k) & 1 != 0:
                 value = tl.where(target0 == k, value0, value1)
-                tl.store(slots[k] + at, value, _where(inside, (target0 == k) | (target1 == k)))
+                tl.store(slots[k] + at, value, inside_if(inside, (target0 == k) | (target1 == k)))
     tl.store(out + at, total, inside)
     if x_in is not None:
         tl.store(x_in + at, total * tl.load(c + _S).to(tl.float32), inside)
