@@ -100,22 +100,26 @@ def noted(case: Case) -> list[Launch]:
     return launches
 
 
-def specialised(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+def specialised(launch: Launch) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
     """(types, constants, attributes) of the launch's arguments, as Triton's launcher makes them."""
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
-    for position, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
+
+    def kind(parameter: Any, value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind(parameter, each, (*path, i)) for i, each in enumerate(value))
         special = not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(position,)] = value
-            continue
-        signature[parameter.name] = _type(value)
+            constants[path] = value
+            return "constexpr"
         address = value.data_ptr() if isinstance(value, Tensor) else value
         if special and isinstance(address, int) and address % 16 == 0:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+            attributes[path] = [["tt.divisibility", 16]]
+        return parameter.annotation_type or _type(value)
+
+    for position, parameter in enumerate(launch.kernel.params):
+        signature[parameter.name] = kind(parameter, launch.arguments[parameter.name], (position,))
     return signature, constants, attributes
 
 
