@@ -8,5 +8,5 @@ from diffkern.ops._triton.launch import next_power_of_2
 
 def choose(size: int) -> Elementwise:
     """Four values a thread, of which each has five numbers in float64; a sample has one program alone."""
-    elements = min(max(next_power_of_2(size), 128), 4096)
+    elements = min(max(next_power_of_2(size), 128), 2048)
     return Elementwise(elements, max(elements // 128, 1))
