@@ -76,7 +76,6 @@ def dynamic_threshold_kernel(
     among = rank
     equal = size
     for step in tl.static_range(4):
-        shift: tl.constexpr = 24 - 8 * step
         counts = tl.zeros([256], tl.int32)
         start = 0
         while start < size:
@@ -86,8 +85,8 @@ def dynamic_threshold_kernel(
                 inside, a_x, a_m, GUIDED, SCALES, RESCALED,
             )  # fmt: skip
             if step > 0:
-                inside = inside & ((bits >> (shift + 8)) == found)
-            counts += tl.histogram((bits >> shift) & 255, 256, inside)
+                inside = inside & ((bits >> (32 - 8 * step)) == found)
+            counts += tl.histogram((bits >> (24 - 8 * step)) & 255, 256, inside)
             start += BLOCK
         below = tl.cumsum(counts, 0) <= among
         digit = tl.sum(below.to(tl.int32), 0)

@@ -7,6 +7,6 @@ from diffkern.ops._triton.launch import next_power_of_2
 
 
 def choose(size: int) -> Elementwise:
-    """Four values a thread, of which each has five numbers in float64; a sample has one program alone."""
-    elements = min(max(next_power_of_2(size), 128), 4096)
-    return Elementwise(elements, max(elements // 128, 1))
+    """Eight values a thread, 16 bytes in 16 bits; each has four numbers in float64. A sample has one program alone."""
+    elements = min(max(next_power_of_2(size), 256), 2048)
+    return Elementwise(elements, max(elements // 256, 1))

@@ -1,7 +1,7 @@
 """guidance_rescale on a GPU: a program a sample, which goes over u and c once.
 
 8 bytes an element in float32. What the op promises is float64 (a deviation beside any mean, and 0 of equal values), so
-this is one of the few kernels that compute in it: some ten instructions an element, which the large GPUs issue at half
+this is one of the few kernels that compute in it: fourteen instructions an element, which the large GPUs issue at half
 the rate of float32, and others at a 64th. Each place of a tile keeps the mean and the squared deviations of its own
 values (Welford 1962); the places are joined at the end, around the mean of their means.
 """
