@@ -27,12 +27,24 @@ SINGLE = tl.constexpr(2)
 def place(program, blocks, size, channels, pixels, BLOCK: tl.constexpr, ORDER: tl.constexpr, WIDTH: tl.constexpr):
     """(n, base, offsets, inside, counter, lane) of program number `program`, of which a sample has `blocks`.
 
-    n, base: int64, the sample and what to add to its address. offsets, inside: (BLOCK,), from there and whether they
+    n: int64, the sample. The others as place_in_sample gives them.
+    """
+    n = (program // blocks).to(tl.int64)
+    base, offsets, inside, counter, lane = place_in_sample(
+        program % blocks, size, channels, pixels, BLOCK, ORDER, WIDTH
+    )
+    return n, base, offsets, inside, counter, lane
+
+
+@triton.jit
+def place_in_sample(block, size, channels, pixels, BLOCK: tl.constexpr, ORDER: tl.constexpr, WIDTH: tl.constexpr):
+    """(base, offsets, inside, counter, lane) of tile number `block` of a sample.
+
+    base: int64, what to add to the sample's address. offsets, inside: (BLOCK,), from there and whether they
     belong to it. counter: uint32 (BLOCK/4,), or (BLOCK,) in the order SINGLE, where lane says which of its normals.
     WIDTH: channels of a tile in the order PIXELS, a power of two.
     """
-    n = (program // blocks).to(tl.int64)
-    block = (program % blocks).to(tl.int64)
+    block = block.to(tl.int64)
     if ORDER == PIXELS:
         quads: tl.constexpr = BLOCK // 4 // WIDTH
         channel_blocks = (channels + WIDTH - 1) // WIDTH
@@ -60,7 +72,7 @@ def place(program, blocks, size, channels, pixels, BLOCK: tl.constexpr, ORDER: t
         else:
             lane = tl.arange(0, BLOCK // 4)
             counter = (base // 4).to(tl.uint32) + lane.to(tl.uint32)
-    return n, base, offsets, inside, counter, lane
+    return base, offsets, inside, counter, lane
 
 
 @triton.jit
