@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffkern.ops._checks import check_device, check_like
-from diffkern.ops._torch_draws import normal_like
+from diffkern.ops._torch_draws import TorchDraws, cuda_draws, normal_like
+
+if TYPE_CHECKING:
+    from diffkern.ops._registry import Op
 
 
 class Noise(NamedTuple):
@@ -52,6 +56,16 @@ def resolve_noise(
         int64_scalar("draw", draw, like.device),
         samples_tensor(samples, like.shape[0], like.device),
     )
+
+
+def draws_in_kernel(op: Op, arguments: Sequence[Any], like: Tensor, generator: torch.Generator) -> TorchDraws | None:
+    """The draws of torch.randn_like(like) if the op's Triton kernel can make them itself, the generator moved on.
+
+    That is on a GPU, where no gradient is wanted: a backward pass would need them again.
+    """
+    if not like.is_cuda or not op.bypasses_autograd(arguments) or op.chosen(arguments) != "triton":
+        return None
+    return cuda_draws(like, generator)
 
 
 def check_stream(stream: int) -> None:

@@ -109,6 +109,12 @@ class Op:
                 raise RuntimeError(f"the backend {name!r} was asked for and cannot run {self.name}: {reason}")
         raise AssertionError("the reference takes everything")
 
+    def chosen(self, args: Sequence[Any]) -> str | None:
+        """The backend that `run` would take for these arguments; None where it would raise."""
+        forced = backends.forced_backend()
+        candidates = self.preference if forced is None else (forced,)
+        return next((name for name in candidates if self.unsupported(name, args) is None), None)
+
     def unsupported(self, backend: str, args: Sequence[Any]) -> str | None:
         """Why `backend` cannot run this call, or None if it can."""
         loaded = self._backends.get(backend) or self._load(backend)

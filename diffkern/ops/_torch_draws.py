@@ -4,6 +4,8 @@ On a CPU torch draws on one thread, 3 ns a number, which is most of a sampler's 
 tensor takes one 32-bit number of the generator, sixteen at a time (and the last sixteen anew where the size is no
 multiple of it). So a tensor can be cut at multiples of sixteen, and each piece drawn by torch itself from a copy of the
 generator that was moved to where the piece begins.
+
+On a GPU torch's numbers are a function of counters too, so a kernel can make them where it needs them: `cuda_draws`.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffkern import backends
+from diffkern.ops._layout import is_channels_last
 from diffkern.ops._memory import output_like
 
+_CUDA_BLOCK = 256  # threads of a block of torch's kernel
 _BLOCK = 16  # torch's; a shorter tensor is drawn in another way
 _DRAWING = threading.Lock()  # torch locks a generator for the length of a draw; its lock is not to be had from here
 _PIECE_FROM = 2**17  # elements a thread must have for starting it to pay
@@ -113,3 +118,63 @@ def _pieces_equal_whole() -> bool:
     except ValueError:  # the state does not read as expected
         return False
     return torch.equal(drawn, expected) and torch.equal(whole.get_state(), halves.get_state())
+
+
+class TorchDraws(NamedTuple):
+    """Where a CUDA generator stands, and how torch would draw: with `threads` threads, four normals of each a call.
+
+    Thread k draws from Philox4x32-10 with the key `seed` and the counter (call, k), both of 64 bits, for elements k,
+    k + threads, k + 2·threads and k + 3·threads in memory's order; the next four with the next call.
+    """
+
+    seed: int
+    call: int
+    threads: int
+
+
+def cuda_draws(like: Tensor, generator: torch.Generator) -> TorchDraws | None:
+    """The draws of torch.randn_like(like), for a kernel to make; `generator` is left as torch would leave it.
+
+    None, and the generator untouched, where the kernel would not give torch's numbers or a CUDA graph is captured.
+    """
+    drawn = (
+        like.is_cuda
+        and generator.device == like.device
+        and like.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and 0 < like.numel() < 2**31
+        and (like.is_contiguous() or is_channels_last(like))
+        and not torch.cuda.is_current_stream_capturing()
+        and _cuda_draws_equal_torchs(like.device)
+    )
+    return _advanced(like, generator) if drawn else None
+
+
+def _advanced(like: Tensor, generator: torch.Generator) -> TorchDraws:
+    state = generator.get_state()
+    seed, offset = state.view(torch.int64).tolist()
+    threads = cuda_threads(like.numel(), like.device)
+    calls = -(-like.numel() // (4 * threads))
+    state.view(torch.int64)[1] = offset + 4 * calls
+    generator.set_state(state)
+    return TorchDraws(seed, offset // 4, threads)
+
+
+def cuda_threads(numel: int, device: torch.device) -> int:
+    """The threads that torch draws `numel` normals with: one an element, but no more than the device holds at once."""
+    properties = torch.cuda.get_device_properties(device)
+    resident = properties.multi_processor_count * (properties.max_threads_per_multi_processor // _CUDA_BLOCK)
+    return min(-(-numel // _CUDA_BLOCK), resident) * _CUDA_BLOCK
+
+
+@functools.cache
+def _cuda_draws_equal_torchs(device: torch.device) -> bool:
+    """Whether this torch draws as described above: that is its own affair, so it is tried once on each device."""
+    from diffkern.ops.philox_normal.triton import torch_normal
+
+    ours, torchs = (torch.Generator(device).manual_seed(7) for _ in range(2))
+    for numel in (12, 4 * cuda_threads(2**31, device) + 5):
+        expected = torch.empty(numel, device=device).normal_(generator=torchs)
+        drawn = torch_normal(expected, _advanced(expected, ours))
+        if not torch.allclose(drawn, expected, rtol=1e-6, atol=2e-6):
+            return False
+    return torch.equal(ours.get_state(), torchs.get_state())

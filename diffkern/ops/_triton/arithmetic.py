@@ -12,9 +12,13 @@ ON_DEVICE = tl.constexpr(not INTERPRETED)
 
 @triton.jit
 def fma(a, b, c):
-    """a·b + c, rounded once. The interpreter would round the product: there it is exact in float64."""
+    """a·b + c for float32 a, numbers being float32 too, rounded once.
+
+    The interpreter would round the product: there it is exact in float64.
+    """
     if ON_DEVICE:
         return tl.fma(a, b, c)
+    b, c = tl.cast(b, tl.float32).to(tl.float64), tl.cast(c, tl.float32).to(tl.float64)
     return (a.to(tl.float64) * b + c).to(tl.float32)
 
 
@@ -42,6 +46,22 @@ def fast_log2(x):
     if ON_DEVICE:
         return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
     return tl.log2(x)
+
+
+@triton.jit
+def fast_sin(x):
+    """sin x for |x| < 2π, off by 2⁻²⁰ at most."""
+    if ON_DEVICE:
+        return tl.inline_asm_elementwise("sin.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return tl.sin(x)
+
+
+@triton.jit
+def fast_cos(x):
+    """cos x for |x| < 2π, off by 2⁻²⁰ at most."""
+    if ON_DEVICE:
+        return tl.inline_asm_elementwise("cos.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return tl.cos(x)
 
 
 @triton.jit

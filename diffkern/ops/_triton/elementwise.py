@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from diffkern.ops._layout import sample_shape
+from diffkern.ops._torch_draws import TorchDraws
 from diffkern.ops._triton.launch import INTERPRETED, cdiv, multiprocessors, next_power_of_2
 
-LINEAR, PIXELS, SINGLE = 0, 1, 2  # of tile.py
+LINEAR, PIXELS, SINGLE, TORCH = 0, 1, 2, 3  # of tile.py
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,35 @@ def tiling(x: Tensor, generates: bool, chosen: Elementwise | None = None) -> Til
         "WIDTH": width,
     }
     return Tiling(samples * blocks, chosen.num_warps, arguments)
+
+
+def torch_tiling(x: Tensor, draws: TorchDraws, chosen: Elementwise | None = None) -> Tiling:
+    """For normals as torch draws them on a GPU for a dense x, contiguous or channels last."""
+    _, channels, pixels, _ = sample_shape(x)
+    chosen = chosen or choose(x.numel(), x.device)
+    blocks = cdiv(draws.threads, chosen.elements // 4)
+    arguments = {
+        "blocks": blocks,
+        "size": channels * pixels,
+        "channels": draws.threads,
+        "pixels": x.numel(),
+        "BLOCK": chosen.elements,
+        "ORDER": TORCH,
+        "WIDTH": 1,
+    }
+    return Tiling(cdiv(x.numel(), 4 * draws.threads) * blocks, chosen.num_warps, arguments)
+
+
+def torch_arguments(draws: TorchDraws) -> dict[str, Any]:
+    """Those of tile.normals for the same."""
+    return {
+        "seed": draws.seed,
+        "draw": draws.call,
+        "samples": None,
+        "stream": 0,
+        "DRAWS": False,
+        "SAMPLES": False,
+    }
 
 
 def counter_arguments(seed: Tensor | None, draw: Tensor | None, samples: Tensor | None, stream: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffkern.ops._triton.arithmetic import fast_log2, fast_square_root, fma, square_root
+from diffkern.ops._triton.arithmetic import fast_cos, fast_log2, fast_sin, fast_square_root, fma, square_root
 
 
 @triton.jit
@@ -94,3 +94,12 @@ def pair(g0, g1, FAST: tl.constexpr):
     r = fast_radius(g0) if FAST else radius(g0)
     c, s = cos_sin(g1)
     return r * c, r * s
+
+
+@triton.jit
+def torch_pair(g0, g1):
+    """The two normals that torch makes of two words on a GPU, by cuRAND's formula in float32; the sine comes first."""
+    u = fma(g0.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
+    v = fma(g1.to(tl.float32), 1.4629180792671596e-09, 7.314590396335798e-10)
+    r = tl.sqrt(-2.0 * tl.log(u))
+    return r * fast_sin(v), r * fast_cos(v)

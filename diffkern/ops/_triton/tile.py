@@ -5,7 +5,9 @@ A tile is one-dimensional, whatever the memory format. Its order is one of
 - LINEAR: consecutive elements, in memory and (if noise is made) in the logical order too: contiguous tensors;
 - PIXELS: four consecutive pixels of each of a few channels, for channels last. A counter's four normals go to them;
 - SINGLE: consecutive elements in memory, each with a counter of its own (four times the work): channels last where the
-  number of pixels is no multiple of four.
+  number of pixels is no multiple of four;
+- TORCH: as torch draws on a GPU (`torch_draws` of elementwise.py). Its threads take four normals a call, for elements
+  that lie as far apart as there are threads; a tile has the elements of some threads' one call, whatever their samples.
 
 Offsets within a tile are 32 bits; what passes 2³¹ is in the tile's base.
 """
@@ -16,19 +18,31 @@ import triton
 import triton.language as tl
 
 from diffkern.ops._triton import philox
-from diffkern.ops._triton.normal import pair
+from diffkern.ops._triton.normal import pair, torch_pair
 
 LINEAR = tl.constexpr(0)
 PIXELS = tl.constexpr(1)
 SINGLE = tl.constexpr(2)
+TORCH = tl.constexpr(3)
 
 
 @triton.jit
 def place(program, blocks, size, channels, pixels, BLOCK: tl.constexpr, ORDER: tl.constexpr, WIDTH: tl.constexpr):
     """(n, base, offsets, inside, counter, lane) of program number `program`, of which a sample has `blocks`.
 
-    n: int64, the sample. The others as place_in_sample gives them.
+    n: int64, the sample. The others are those of place_in_sample.
+
+    In the order TORCH `channels` is the number of torch's threads, `pixels` that of all elements, `blocks` the tiles of
+    a call of all threads; n is a vector, counter the number of a thread and lane that of its call.
     """
+    if ORDER == TORCH:
+        call = (program // blocks).to(tl.int64)
+        thread = (program % blocks) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+        element = call * 4 * channels + thread
+        elements = tl.reshape(element[:, None] + (tl.arange(0, 4) * channels)[None, :], [BLOCK])
+        drawn = tl.reshape(tl.broadcast_to((thread < channels)[:, None], [BLOCK // 4, 4]), [BLOCK])
+        n = elements // size
+        return n, call * 0, elements - n * size, drawn & (elements < pixels), thread.to(tl.uint32), call
     n = (program // blocks).to(tl.int64)
     base, offsets, inside, counter, lane = place_in_sample(
         program % blocks, size, channels, pixels, BLOCK, ORDER, WIDTH
@@ -38,7 +52,7 @@ def place(program, blocks, size, channels, pixels, BLOCK: tl.constexpr, ORDER: t
 
 @triton.jit
 def place_in_sample(block, size, channels, pixels, BLOCK: tl.constexpr, ORDER: tl.constexpr, WIDTH: tl.constexpr):
-    """(base, offsets, inside, counter, lane) of tile number `block` of a sample.
+    """(base, offsets, inside, counter, lane) of tile number `block` of a sample, in an order other than TORCH.
 
     base: int64, what to add to the sample's address. offsets, inside: (BLOCK,), from there and whether they
     belong to it. counter: uint32 (BLOCK/4,), or (BLOCK,) in the order SINGLE, where lane says which of its normals.
@@ -107,7 +121,19 @@ def normals(
     ORDER: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """float32 (BLOCK,): the normals of a tile's elements, as `place` gave counter and lane."""
+    """float32 (BLOCK,): the normals of a tile's elements, as `place` gave counter and lane.
+
+    In the order TORCH seed and draw are the numbers themselves: the generator's seed and a quarter of its offset.
+    """
+    if ORDER == TORCH:
+        k0, k1 = philox.key(seed.to(tl.int64))
+        call = draw.to(tl.int64) + lane
+        g0, g1, g2, g3 = philox.words(
+            call.to(tl.uint32), (call >> 32).to(tl.uint32), counter, (call * 0).to(tl.uint32), k0, k1
+        )
+        a, b = torch_pair(g0, g1)
+        c, d = torch_pair(g2, g3)
+        return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])
     g0, g1, g2, g3 = words(counter, n, seed, draw, samples, stream, DRAWS, SAMPLES)
     if ORDER == SINGLE:
         second = lane >= 2

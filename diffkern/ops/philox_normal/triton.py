@@ -12,13 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from diffkern.ops._torch_draws import TorchDraws
 from diffkern.ops._triton import launch
-from diffkern.ops._triton.elementwise import counter_arguments, tiling
+from diffkern.ops._triton.elementwise import counter_arguments, tiling, torch_arguments, torch_tiling
 from diffkern.ops._triton.tile import normals, place
 from diffkern.ops.philox_normal.op import empty_normals
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "draw"])
 def philox_normal_kernel(
     out,
     seed,
@@ -63,6 +64,23 @@ def philox_normal(
         **counter_arguments(seed, draw, samples, stream),
         **tiles.arguments,
         FAST=dtype != torch.float32,
+    )
+    return out
+
+
+def torch_normal(like: Tensor, draws: TorchDraws) -> Tensor:
+    """torch.randn_like(like) of a GPU's generator that stands at `draws`, to 1e-6 before rounding; `like` is dense."""
+    out = torch.empty_like(like)
+    tiles = torch_tiling(out, draws)
+    launch.launch(
+        philox_normal_kernel,
+        tiles.programs,
+        like.device,
+        num_warps=tiles.num_warps,
+        out=out,
+        **torch_arguments(draws),
+        **tiles.arguments,
+        FAST=False,
     )
     return out
 

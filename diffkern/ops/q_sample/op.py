@@ -10,7 +10,7 @@ from torch import Tensor
 from diffkern.ops._checks import check_floating, check_index, check_table
 from diffkern.ops._indices import gather, per_sample, table_gradient
 from diffkern.ops._layout import empty_like_layout
-from diffkern.ops._noise import resolve_noise
+from diffkern.ops._noise import draws_in_kernel, resolve_noise
 from diffkern.ops._registry import Op
 from diffkern.ops.philox_normal.op import OP as PHILOX_NORMAL
 
@@ -52,6 +52,12 @@ def q_sample(
             "sqrt_one_minus_alphas_cumprod must be as long as sqrt_alphas_cumprod, got "
             f"{sqrt_one_minus_alphas_cumprod.shape[0]} and {sqrt_alphas_cumprod.shape[0]}"
         )
+    if generator is not None and noise is None and seed is None:
+        arguments = (x0, t, sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod, None, None, None, None, stream)
+        draws = draws_in_kernel(OP, (*arguments, return_noise), x0, generator)
+        if draws is not None:
+            x_t, drawn = OP.run(*arguments, return_noise, draws)
+            return (x_t, drawn) if return_noise else x_t
     source = resolve_noise(
         x0, "x0", noise=noise, seed=seed, generator=generator, draw=draw, samples=samples, stream=stream
     )

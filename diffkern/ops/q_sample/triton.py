@@ -14,13 +14,14 @@ from torch import Tensor
 
 from diffkern.ops._indices import check_values
 from diffkern.ops._layout import empty_like_layout, float32_dense, sample_dense, sample_shape
+from diffkern.ops._torch_draws import TorchDraws
 from diffkern.ops._triton import launch
 from diffkern.ops._triton.arithmetic import fma
-from diffkern.ops._triton.elementwise import counter_arguments, tiling
-from diffkern.ops._triton.tile import normals, place, table_value
+from diffkern.ops._triton.elementwise import counter_arguments, tiling, torch_arguments, torch_tiling
+from diffkern.ops._triton.tile import TORCH, normals, place, table_value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "draw"])
 def q_sample_kernel(
     x0,
     x0_stride,
@@ -57,6 +58,8 @@ def q_sample_kernel(
         z = tl.load(given + n * given_stride + base + offsets, inside).to(tl.float32)
     else:
         z = normals(counter, lane, n, seed, draw, samples, stream, DRAWS, SAMPLES, BLOCK, ORDER, FAST)
+    if ORDER == TORCH:
+        z = z.to(x_t.dtype.element_ty).to(tl.float32)  # torch would have stored it
     index = tl.load(t + n)
     signal = table_value(signals, index, num_timesteps)
     sigma = table_value(sigmas, index, num_timesteps)
@@ -77,12 +80,17 @@ def q_sample(
     samples: Tensor | None,
     stream: int,
     return_noise: bool,
+    draws: TorchDraws | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """`draws`: where torch's own generator stands, whose numbers are then made; there is neither noise nor seed."""
     check_values("t", t, sqrt_alphas_cumprod.shape[0])
     x_t = empty_like_layout(x0)
     noise_out = empty_like_layout(x0) if return_noise else x0.new_empty(0)
     channels_last = sample_shape(x0)[3]
-    tiles = tiling(x_t, generates=noise is None)
+    if draws is None:
+        tiles, source = tiling(x_t, generates=noise is None), counter_arguments(seed, draw, samples, stream)
+    else:
+        tiles, source = torch_tiling(x_t, draws), torch_arguments(draws)
     x0, given = sample_dense(x0, channels_last), float32_dense(noise, channels_last)
     launch.launch(
         q_sample_kernel,
@@ -99,7 +107,7 @@ def q_sample(
         signals=sqrt_alphas_cumprod.contiguous(),
         sigmas=sqrt_one_minus_alphas_cumprod.contiguous(),
         num_timesteps=sqrt_alphas_cumprod.shape[0],
-        **counter_arguments(seed, draw, samples, stream),
+        **source,
         **tiles.arguments,
         GIVEN=given is not None,
         RETURNS_NOISE=return_noise,
