@@ -58,7 +58,7 @@ def place_in_sample(block, size, channels, pixels, BLOCK: tl.constexpr, ORDER: t
     belong to it. counter: uint32 (BLOCK/4,), or (BLOCK,) in the order SINGLE, where lane says which of its normals.
     WIDTH: channels of a tile in the order PIXELS, a power of two.
     """
-    block = block.to(tl.int64)
+    block = tl.cast(block, tl.int64)
     if ORDER == PIXELS:
         quads: tl.constexpr = BLOCK // 4 // WIDTH
         channel_blocks = (channels + WIDTH - 1) // WIDTH
