@@ -8,16 +8,14 @@ Which program is last is said by an integer that they count up; no float is ever
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from diffkern.ops._triton.elementwise import Elementwise, tiling
+from diffkern.ops._triton.elementwise import Elementwise, SampleShape, shape_tiling
 from diffkern.ops._triton.launch import INTERPRETED, cdiv, multiprocessors, next_power_of_2, tickets
 
 FINAL_LANES = tl.constexpr(128)  # side by side where segments are joined
@@ -74,22 +72,23 @@ class Segmented:
     tiles: int
 
 
-def choose(size: int) -> Segmented:
-    """For samples of `size` elements, whatever their number: a result must not depend on it.
+def choose(size: int, count: int) -> Segmented:
+    """For `count` sums of samples of `size` elements, whatever their number: a result must not depend on it.
 
-    Few tiles a segment leave a single sample work for many programs; eight at most are added up in float32.
+    Few tiles a segment leave a single sample work for many programs; eight at most are added up in float32. Kernels
+    with several sums have much in registers, so that their threads take half as many elements.
     Interpreted, a tile costs the same whatever its size.
     """
     elements = min(max(next_power_of_2(size), 1024), 2**15) if INTERPRETED else 1024
     tiles = 1
-    while tiles < 8 and size > 128 * tiles * elements:
+    while tiles < 8 and size > 64 * tiles * elements:
         tiles *= 2
-    return Segmented(elements, 4, tiles)
+    return Segmented(elements, 4 if count == 1 else 8, tiles)
 
 
 def segments_per_program(samples: int, segments: int, device: torch.device) -> int:
-    """As many as leave every multiprocessor eight programs; all of them where that needs no parts of a sample."""
-    return min(max(samples * segments // (8 * multiprocessors(device)), 1), segments)
+    """As many as leave each multiprocessor 24 programs, more than it runs at once; all of them in a large batch."""
+    return min(max(samples * segments // (24 * multiprocessors(device)), 1), segments)
 
 
 @dataclass(frozen=True)
@@ -101,21 +100,21 @@ class Reduction:
     arguments: dict[str, Any]
 
 
-def reduction(x: Tensor, generates: bool, count: int = 1) -> Reduction:
-    """Of `count` sums a sample, for operands in x's memory order; `generates` is tiling's.
+def reduction(shape: SampleShape, device: torch.device, generates: bool, count: int = 1) -> Reduction:
+    """Of `count` sums a sample, for operands of the shape and memory order; `generates` is tiling's.
 
     Among the arguments `sums` is the workspace, float32 (count, N, segments), and `counters` (N,) what is_last wants.
     """
-    samples = x.shape[0]
-    chosen = choose(math.prod(x.shape[1:]))
-    tiles = tiling(x, generates, Elementwise(chosen.elements, chosen.num_warps)).arguments
+    samples, channels, pixels, _ = shape
+    chosen = choose(channels * pixels, count)
+    tiles = shape_tiling(shape, generates, Elementwise(chosen.elements, chosen.num_warps)).arguments
     segments = max(cdiv(tiles["blocks"], chosen.tiles), 1)  # an empty sample has one, of nothing
-    per_program = segments_per_program(samples, segments, x.device)
+    per_program = segments_per_program(samples, segments, device)
     parts = cdiv(segments, per_program)
     arguments = {
         **tiles,
-        "sums": torch.empty((count, samples, segments), dtype=torch.float32, device=x.device),
-        "counters": tickets(samples, x.device) if parts > 1 else None,
+        "sums": torch.empty((count, samples, segments), dtype=torch.float32, device=device),
+        "counters": tickets(samples, device) if parts > 1 else None,
         "segments": segments,
         "parts": parts,
         "per_program": per_program,

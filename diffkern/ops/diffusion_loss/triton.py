@@ -134,9 +134,9 @@ def _run(
 ) -> Tensor:
     """The loss; its gradient goes into `grad`, if that is given, times `scale`."""
     check_values("t", t, sqrt_alphas_cumprod.shape[0])
-    channels_last = sample_shape(model_output)[3]
-    like = model_output if grad is None else grad
-    work = reduction(like, generates=target != "x0" and noise is None)
+    shape = sample_shape(model_output)
+    channels_last = shape[3]
+    work = reduction(shape, model_output.device, generates=target != "x0" and noise is None)
     output = sample_dense(model_output, channels_last)
     x0, noise = float32_dense(x0, channels_last), float32_dense(noise, channels_last)
     loss = model_output.new_empty(model_output.shape[0], dtype=torch.float32)
