@@ -15,6 +15,9 @@ from diffkern.ops._triton.launch import INTERPRETED, cdiv, multiprocessors, next
 LINEAR, PIXELS, SINGLE, TORCH = 0, 1, 2, 3  # of tile.py
 
 
+SampleShape = tuple[int, int, int, bool]  # as sample_shape gives it
+
+
 @dataclass(frozen=True)
 class Elementwise:
     """elements: of a tile, a power of two. num_warps: of a program."""
@@ -47,9 +50,13 @@ class Tiling:
 
 def tiling(x: Tensor, generates: bool, chosen: Elementwise | None = None) -> Tiling:
     """For operands in x's memory order; `generates` says whether the kernel makes noise, which has a logical order."""
-    samples, channels, pixels, channels_last = sample_shape(x)
+    return shape_tiling(sample_shape(x), generates, chosen or choose(x.numel(), x.device))
+
+
+def shape_tiling(shape: SampleShape, generates: bool, chosen: Elementwise) -> Tiling:
+    """The same for a tensor of this shape and memory order."""
+    samples, channels, pixels, channels_last = shape
     size = channels * pixels
-    chosen = chosen or choose(samples * size, x.device)
     order, width = LINEAR, 1
     blocks = cdiv(size, chosen.elements)
     if generates and channels_last:

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from diffkern import backends
+from diffkern.ops._noise import capturing
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 if INTERPRETED:
@@ -61,6 +62,25 @@ def _current(device: torch.device) -> Any:
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)
+
+
+_tickets: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def tickets(samples: int, device: torch.device) -> Tensor:
+    """int32 zeros, `samples` or more, for the programs of a sample to draw from; the kernel leaves zeros behind.
+
+    One tensor for each stream, on which kernels follow each other. A graph being captured gets its own, which it
+    zeroes whenever it runs.
+    """
+    if capturing(device):
+        return torch.zeros(samples, dtype=torch.int32, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    kept = _tickets.get((device, stream))
+    if kept is None or kept.shape[0] < samples:
+        kept = torch.zeros(max(samples, 1024), dtype=torch.int32, device=device)
+        _tickets[device, stream] = kept
+    return kept
 
 
 def unsupported(x: Tensor) -> str | None:

@@ -20,7 +20,7 @@ def _plus_half(g):
 
 
 @triton.jit
-def _log(f, e):
+def log_of(f, e):
     """ln(1 + f) + e·ln 2 for f in [√½ − 1, √2 − 1] and whole e."""
     p = fma(f, 0.07122081, -0.11581538)
     p = fma(p, f, 0.11677974)
@@ -47,7 +47,7 @@ def radius(g):
     f_lower = ((bits & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
     f = tl.where(near_one, -scaled, tl.where(upper, fma(scaled, -2.0, 1.0), f_lower))
     e = tl.where(near_one, 0.0, tl.where(upper, -1.0, e_lower))
-    return square_root(-2.0 * _log(f, e))
+    return square_root(-2.0 * log_of(f, e))
 
 
 @triton.jit

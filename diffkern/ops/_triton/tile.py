@@ -30,9 +30,7 @@ TORCH = tl.constexpr(3)
 def place(program, blocks, size, channels, pixels, BLOCK: tl.constexpr, ORDER: tl.constexpr, WIDTH: tl.constexpr):
     """(n, base, offsets, inside, counter, lane) of program number `program`, of which a sample has `blocks`.
 
-    n, base: int64, the sample and what to add to its address. offsets, inside: (BLOCK,), from there and whether they
-    belong to it. counter: uint32 (BLOCK/4,), or (BLOCK,) in the order SINGLE, where lane says which of its normals.
-    WIDTH: channels of a tile in the order PIXELS, a power of two.
+    n: int64, the sample. The others are those of place_in_sample.
 
     In the order TORCH `channels` is the number of torch's threads, `pixels` that of all elements, `blocks` the tiles of
     a call of all threads; n is a vector, counter the number of a thread and lane that of its call.
@@ -46,7 +44,21 @@ def place(program, blocks, size, channels, pixels, BLOCK: tl.constexpr, ORDER: t
         n = elements // size
         return n, call * 0, elements - n * size, drawn & (elements < pixels), thread.to(tl.uint32), call
     n = (program // blocks).to(tl.int64)
-    block = (program % blocks).to(tl.int64)
+    base, offsets, inside, counter, lane = place_in_sample(
+        program % blocks, size, channels, pixels, BLOCK, ORDER, WIDTH
+    )
+    return n, base, offsets, inside, counter, lane
+
+
+@triton.jit
+def place_in_sample(block, size, channels, pixels, BLOCK: tl.constexpr, ORDER: tl.constexpr, WIDTH: tl.constexpr):
+    """(base, offsets, inside, counter, lane) of tile number `block` of a sample, in an order other than TORCH.
+
+    base: int64, what to add to the sample's address. offsets, inside: (BLOCK,), from there and whether they
+    belong to it. counter: uint32 (BLOCK/4,), or (BLOCK,) in the order SINGLE, where lane says which of its normals.
+    WIDTH: channels of a tile in the order PIXELS, a power of two.
+    """
+    block = tl.cast(block, tl.int64)
     if ORDER == PIXELS:
         quads: tl.constexpr = BLOCK // 4 // WIDTH
         channel_blocks = (channels + WIDTH - 1) // WIDTH
@@ -74,7 +86,7 @@ def place(program, blocks, size, channels, pixels, BLOCK: tl.constexpr, ORDER: t
         else:
             lane = tl.arange(0, BLOCK // 4)
             counter = (base // 4).to(tl.uint32) + lane.to(tl.uint32)
-    return n, base, offsets, inside, counter, lane
+    return base, offsets, inside, counter, lane
 
 
 @triton.jit
