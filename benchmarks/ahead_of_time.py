@@ -73,9 +73,8 @@ def compiled(launch: Launch, capability: int = 90) -> Resources:
         if divisible:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    binary = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.num_warps, "num_stages": 3}
-    )
+    options = {"num_warps": launch.num_warps, "num_stages": 3, "maxnreg": launch.registers}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _resources(binary.asm["cubin"])
 
 
