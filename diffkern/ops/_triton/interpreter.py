@@ -1,6 +1,7 @@
-"""Triton's interpreter mended: it cuts bfloat16 off where a GPU rounds to the nearest, and loses NaN on the way.
+"""Triton's interpreter mended: what keeps it from doing as a GPU does. Only imported where kernels are interpreted.
 
-Known of Triton 3.6 (triton.runtime.interpreter._convert_float). Only imported where kernels are interpreted.
+Known of Triton 3.6 (triton.runtime.interpreter): it cuts bfloat16 off where a GPU rounds to the nearest, and loses NaN
+on the way (_convert_float); and with NumPy 2.4 no scalar can be the bound of a loop (_patch_lang_tensor).
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 _convert = interpreter._convert_float
+_patch_tensor = interpreter._patch_lang_tensor
 
 
 def mend() -> None:
     interpreter._convert_float = _convert_float
+    interpreter._patch_lang_tensor = _patch_lang_tensor
 
 
 def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: Any) -> np.ndarray:
@@ -29,3 +32,8 @@ def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: 
         rounded[np.isnan(values.view(np.float32))] = 0x7FC00000
         return (rounded >> np.uint32(16)).astype(np.uint16)
     return _convert(values, source, target, rounding_mode)
+
+
+def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda scalar: int(scalar.handle.data.item()))
