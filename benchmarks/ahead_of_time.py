@@ -167,7 +167,7 @@ class Work:
             if main_only and not case.main:
                 continue
             for launch in noted(case):
-                key = (launch.kernel.__name__, launch.num_warps, repr(specialised(launch)))
+                key = (launch.kernel.__name__, launch.num_warps, launch.registers, repr(specialised(launch)))
                 if key not in seen:
                     seen.add(key)
                     self.launches.append((case, launch))

@@ -59,7 +59,9 @@ def affine(
         b = parameter(bias, n, c, inside, 0, bias_stride)
     if scale is not None:
         s = 1.0 + parameter(scale, n, c, inside, scale_sample, scale_channel)
-    beta = b * s
+    beta = tl.zeros(c.shape, tl.float32)
+    if bias is not None:
+        beta = b * s
     if shift is not None:
         beta += parameter(shift, n, c, inside, shift_sample, shift_channel)
     return w, b, s, w * s, beta

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffkern.ops._triton import launch
 
 _COLUMNS = 16
-_ROWS = 64
+_ROWS = 256
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def column_sums(*pairs: tuple[Tensor, Tensor]) -> None:
         column_sums_kernel,
         len(pairs) * segments * blocks,
         sums.device,
-        num_warps=4 if rows_of_tile == _ROWS else 1,
+        num_warps=max(rows_of_tile // 32, 1),
         sums=sums,
         out=out,
         other_sums=other_sums,
