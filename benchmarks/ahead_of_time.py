@@ -138,8 +138,9 @@ def _type(value: object) -> str:
 def compiled(launch: Launch, capability: int = 90) -> Resources:
     """Compiles a noted launch for a compute capability, e.g. 90 for sm_90."""
     source = ASTSource(launch.kernel, *specialised(launch))
-    target, options = GPUTarget("cuda", capability, 32), {"num_warps": launch.num_warps}
-    return _resources(triton.compile(source, target=target, options=options).asm["cubin"])
+    options = {"num_warps": launch.num_warps, "maxnreg": launch.registers}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return _resources(binary.asm["cubin"])
 
 
 def _resources(cubin: bytes) -> Resources:
@@ -166,7 +167,7 @@ class Work:
             if main_only and not case.main:
                 continue
             for launch in noted(case):
-                key = (launch.kernel.__name__, launch.num_warps, repr(specialised(launch)))
+                key = (launch.kernel.__name__, launch.num_warps, launch.registers, repr(specialised(launch)))
                 if key not in seen:
                     seen.add(key)
                     self.launches.append((case, launch))
