@@ -13,7 +13,7 @@ from diffkern.ops._layout import is_channels_last
 
 @dataclass
 class Places:
-    """`result` and `slots` as the kernel takes them: x' goes to the one, each of the others is written where it is read.
+    """`result` and `slots` as the kernel takes them: x' goes to the one, each of the others stays where it is read.
 
     Once the kernel has run, `finish` copies what has to lie elsewhere, and gives the op's first and third output.
     """
