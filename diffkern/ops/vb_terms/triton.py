@@ -9,7 +9,6 @@ fixed; only programs of a sample at t = 0 run the decoder. The sums are those of
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from diffkern.ops._indices import check_values
 from diffkern.ops._layout import empty_like_layout, float32_dense, is_channels_last, sample_dense, sample_shape
 from diffkern.ops._triton import launch
 from diffkern.ops._triton.arithmetic import fma
-from diffkern.ops._triton.discretised_gaussian import decode_tanh
+from diffkern.ops._triton.discretised_gaussian import decode_exact, decode_tanh
 from diffkern.ops._triton.elementwise import counter_arguments
 from diffkern.ops._triton.exponentials import exp2_of_minus, exp_of_scalar, exp_remainder
 from diffkern.ops._triton.reduce import is_last, joined, reduction, share, total
@@ -46,6 +45,7 @@ def vb_terms_kernel(
     coefficients,
     num_timesteps,
     scales,
+    levels,
     half,
     end_level,
     low,
@@ -69,6 +69,7 @@ def vb_terms_kernel(
     X0_IN_TARGET: tl.constexpr,
     MEAN_OF_X0: tl.constexpr,
     CLIP: tl.constexpr,
+    EXACT: tl.constexpr,
     LEARNED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     GRADIENT: tl.constexpr,
@@ -174,9 +175,11 @@ def vb_terms_kernel(
                     level = x
                 else:
                     level = tl.load(x0 + n * x0_stride + base + offsets, inside).to(tl.float32)
-                value, of_mean, of_delta = decode_tanh(
-                    difference_factor * difference_base, log_variance, level, half, end_level
-                )
+                off = difference_factor * difference_base
+                if EXACT:
+                    value, of_mean, of_delta = decode_exact(off, log_variance, level, levels, end_level)
+                else:
+                    value, of_mean, of_delta = decode_tanh(off, log_variance, level, half, end_level)
                 bound = 2.0 * value
             else:
                 if LEARNED:
@@ -290,6 +293,7 @@ def _run(
         coefficients=coefficients.contiguous(),
         num_timesteps=coefficients.shape[0],
         scales=None if scale is None else scale.contiguous(),
+        levels=levels,
         half=half_bin(levels),
         end_level=end_of(levels),
         low=low,
@@ -302,6 +306,7 @@ def _run(
         X0_IN_TARGET=x0_in_target,
         MEAN_OF_X0=target != "x_prev",
         CLIP=clip is not None,
+        EXACT=decoder == "exact",
         LEARNED=learned,
         INTERLEAVED=learned and channels_last,
         GRADIENT=grad is not None,
