@@ -47,7 +47,7 @@ def test_every_kernel_is_among_them(compiled):
 
 
 def test_the_committed_table_is_this_one(compiled):
-    """If it is not: `python -m benchmarks.ahead_of_time --main --capabilities 90 --out benchmarks/results/ahead-of-time`."""
+    """Made by python -m benchmarks.ahead_of_time --main --capabilities 90 --out benchmarks/results/ahead-of-time"""
     committed = json.loads(COMMITTED.read_text())
     if committed["triton"] != triton.__version__:
         pytest.skip(f"the committed table is Triton {committed['triton']}'s")

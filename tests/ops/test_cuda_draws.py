@@ -13,6 +13,7 @@ from diffkern.ops._torch_draws import TorchDraws, cuda_draws
 from tests.ops import oracles
 from tests.ops.cases import memory_format, randn, same_bits
 from tests.ops.philox import philox
+from tests.ops.test_registration import CASES
 
 # torch.randn(12, device="cuda", generator=torch.Generator("cuda").manual_seed(0)) on any NVIDIA GPU.
 FIRST_TWELVE = [
@@ -94,6 +95,23 @@ def test_q_sample_with_torchs_draws_is_q_sample_with_torchs_noise(dtype, channel
     assert same_bits(eps, noise)
     assert same_bits(x_t, expected)
     assert memory_format(x_t) == memory_format(x0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["plain", "learned_range", "multistep"])
+def test_solver_step_with_torchs_draws_is_solver_step_with_torchs_noise(name, channels_last):
+    from diffkern.ops.solver_step.triton import solver_step
+
+    _, arguments = CASES[f"solver_step {name} {'channels_last' if channels_last else 'contiguous'}"]
+    x, *rest = (a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
+    rest[3] = torch.tensor(1)  # one row for all
+    given, none = 9, [None] * 3
+    draws = TorchDraws(seed=11, call=3, threads=256)
+    noise = torch_normal(x, draws)
+    with use_backend("triton"):
+        expected = solver_step(x, *rest[:given], noise, *none[1:], *rest[given + 3 :])
+        found = solver_step(x, *rest[:given], *none, *rest[given + 3 :], None, None, draws)
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_elsewhere_torch_draws_itself():

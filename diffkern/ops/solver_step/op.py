@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffkern.ops._checks import check_floating, check_like
 from diffkern.ops._layout import empty_like_layout
-from diffkern.ops._noise import Noise, python_int, resolve_noise
+from diffkern.ops._noise import Noise, draws_in_kernel, python_int, resolve_noise
 from diffkern.ops._program_tensors import program_tensors
 from diffkern.ops._registry import Op
 from diffkern.ops._step_arguments import check_model_output, guidance_tensor, mean_channels, row_tensor
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from diffkern.solvers.program import StepProgram
 
 VARIANCES = ("fixed", "learned", "learned_range")
-SLOTS = 5  # the position of `slots` among the arguments of the registered op
+SLOTS, NOISE = 5, 10  # positions among the arguments of the registered op
+
+_NONE = Noise(None, None, None, None)
 
 
 def solver_step(
@@ -71,7 +73,10 @@ def solver_step(
     _check_slots(slots, x, program)
     if extra is not None:
         check_like("extra", extra, "x", x)
-    source = _noise_source(x, program, noise, seed, samples, stream, generator)
+    # Whether the kernel may make the generator's numbers itself, of which each row then gets what torch would draw.
+    may_draw = x.is_cuda and generator is not None and noise is None and seed is None
+    may_draw = may_draw and program.makes_noise and rows.dim() == 0
+    source = _NONE if may_draw else _noise_source(x, program, noise, seed, samples, stream, generator)
     scale = guidance_tensor(guidance_scale, x)
     if guidance_rescale is not None and not isinstance(guidance_rescale, int | float):
         raise TypeError(f"guidance_rescale must be a number, got {type(guidance_rescale).__name__}")
@@ -86,7 +91,7 @@ def solver_step(
         mean, (ratio, largest) = mean_channels(model_output, x, program), program.threshold
         threshold = DYNAMIC_THRESHOLD(x, mean, table, rows, scale, rescale, float(ratio), float(largest))
     clip = program.clip if program.clip is not None or program.threshold is None else (-1.0, 1.0)
-    arguments = (
+    arguments: tuple[Any, ...] = (
         x,
         model_output,
         table,
@@ -107,10 +112,18 @@ def solver_step(
     )
     if out is not None:
         _check_out(out, x)
-    if (out is not None or slots is not None) and OP.bypasses_autograd((*arguments, *_each(slots))):
+    draws = None
+    if may_draw and generator is not None:
+        draws = draws_in_kernel(OP, (*arguments, *_each(slots)), x, generator)
+        if draws is None:
+            drawn = _noise_source(x, program, None, None, samples, stream, generator).given
+            arguments = (*arguments[:NOISE], drawn, *arguments[NOISE + 1 :])
+    writes_in_place = (out is not None or slots is not None) and OP.bypasses_autograd((*arguments, *_each(slots)))
+    if draws is not None or writes_in_place:
         history = _each(slots)
         written = _written(history, program, row)
-        x_next, x_in, _ = OP.run(*arguments[:SLOTS], history or None, *arguments[SLOTS + 1 :], out, written)
+        rest = (*arguments[SLOTS + 1 :], out, written)
+        x_next, x_in, _ = OP.run(*arguments[:SLOTS], history or None, *rest, *(() if draws is None else (draws,)))
     else:
         stacked = slots if slots is None or isinstance(slots, Tensor) else torch.stack(list(slots))
         x_next, x_in, new_slots = OP(*arguments[:SLOTS], stacked, *arguments[SLOTS + 1 :])
@@ -183,7 +196,7 @@ def _noise_source(
     generator: torch.Generator | None,
 ) -> Noise:
     if not program.makes_noise and noise is None and seed is None and generator is None:
-        return Noise(None, None, None, None)
+        return _NONE
     return resolve_noise(x, "x", noise=noise, seed=seed, generator=generator, draw=0, samples=samples, stream=stream)
 
 

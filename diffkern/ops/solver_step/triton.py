@@ -23,10 +23,11 @@ from torch import Tensor
 from diffkern.ops._indices import check_values
 from diffkern.ops._layout import empty_like_layout, float32_dense, sample_dense, sample_shape
 from diffkern.ops._terms import FIXED
+from diffkern.ops._torch_draws import TorchDraws
 from diffkern.ops._triton import launch
-from diffkern.ops._triton.elementwise import tiling
+from diffkern.ops._triton.elementwise import tiling, torch_tiling
 from diffkern.ops._triton.step import guided_mean, inside_if, mean_arguments, predicted_x0, row_of
-from diffkern.ops._triton.tile import normals, place
+from diffkern.ops._triton.tile import TORCH, normals, place
 from diffkern.ops.solver_step.launch_choices import choose
 from diffkern.ops.solver_step.places import places
 
@@ -64,7 +65,7 @@ def _combination(weights, operands, BLOCK: tl.constexpr, TERMS: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "call"])
 def solver_step_kernel(
     x,
     x_stride,
@@ -92,6 +93,7 @@ def solver_step_kernel(
     clip_low,
     clip_high,
     seed,
+    call,
     samples,
     stream,
     blocks,
@@ -180,7 +182,11 @@ def solver_step_kernel(
             sigma = tl.exp2(half_log_var * _HALF_LOG2_E)
     if NOISE != _NO_NOISE and c_z != 0:
         if NOISE == _GENERATED:
-            z = normals(counter, lane, n, seed, row, samples, stream, ROWS, SAMPLES, BLOCK, ORDER, FAST)
+            if ORDER == TORCH:
+                z = normals(counter, lane, n, seed, call, samples, stream, False, False, BLOCK, ORDER, FAST)
+                z = z.to(out.dtype.element_ty).to(tl.float32)  # torch would have stored it
+            else:
+                z = normals(counter, lane, n, seed, row, samples, stream, ROWS, SAMPLES, BLOCK, ORDER, FAST)
         if VARIANCE != 0:
             z = z * sigma
         total += c_z * z
@@ -226,7 +232,9 @@ def solver_step(
     scales_input: bool,
     out: Tensor | None = None,
     slots_out: Sequence[Tensor | None] | None = None,
+    draws: TorchDraws | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`draws`: where torch's own generator stands, whose numbers are then made; one row for all, no noise, no seed."""
     check_values("row", row, table.shape[0])
     to = places(x, slots, out, slots_out, (x, model_output, extra, noise), empty_like_layout)
     x_in = empty_like_layout(x) if scales_input else x.new_empty(0)
@@ -239,7 +247,8 @@ def solver_step(
         operand = arguments[name] = float32_dense(value, channels_last)
         arguments[f"{name}_stride"] = 0 if operand is None else operand.stride(0)
     history = tuple(sample_dense(slot, channels_last) for slot in to.slots)
-    tiles = tiling(x, generates, choose(x, len(history)))
+    chosen = choose(x, len(history))
+    tiles = tiling(x, generates, chosen) if draws is None else torch_tiling(x, draws, chosen)
     launch.launch(
         solver_step_kernel,
         tiles.programs,
@@ -257,14 +266,15 @@ def solver_step(
         threshold=None if threshold is None else threshold.contiguous(),
         clip_low=clip[0] if clip else 0.0,
         clip_high=clip[1] if clip else 0.0,
-        seed=seed if generates else None,
+        seed=draws.seed if draws is not None else seed if generates else None,
+        call=None if draws is None else draws.call,
         samples=samples.contiguous() if samples is not None and generates else None,
         stream=stream,
         **tiles.arguments,
         ROWS=row.dim() > 0,
         CLIPS=clip is not None,
         VARIANCE=variance,
-        NOISE=(_GENERATED if generates else _NO_NOISE if noise is None else _GIVEN).value,
+        NOISE=(_GENERATED if generates or draws is not None else _NO_NOISE if noise is None else _GIVEN).value,
         FAST=x.dtype != torch.float32,
         SAMPLES=samples is not None and samples.dim() > 0,
         SLOTS=len(history),
