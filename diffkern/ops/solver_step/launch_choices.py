@@ -9,7 +9,7 @@ from diffkern.ops._triton.launch import INTERPRETED
 
 
 def choose(x: Tensor, num_slots: int) -> elementwise.Elementwise:
-    """As for any pass over elements; smaller with more slots than three, of which sixteen a thread are all it can hold.
+    """As for any pass over elements, but smaller with more than three slots, since a thread holds its share of each.
 
     With eight, guidance, noise and a learned variance 2048 elements spill, and 1024 take 184 registers.
     """
