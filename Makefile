@@ -4,7 +4,7 @@
 #   make install    set up only                                           make test-cpp   of the C++, with sanitizers
 #   make lint       ruff, mypy, clang-format                              make test-all   these, and the slow ones
 #   make bench      diffkern against eager PyTorch and others, to $(OUT)  make gpu-check  GPU tests and benchmarks, to $(OUT)
-#   make docs       the documentation, into out/site
+#   make docs       the documentation, into out/site      make aot        all Triton kernels compiled for three GPUs
 #
 #   VENV=DIR        the virtual environment; VENV= (empty) uses the Python at hand with what it holds
 #   PYTHON=python3  the Python that makes the virtual environment
@@ -14,6 +14,8 @@ VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX ?=
 OUT ?= out
+# torch's builds for CUDA bring the Triton they need; beside others this one interprets and compiles kernels.
+TRITON := 3.6.0
 
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(filter-out csrc/tests/%,$(CPP))
@@ -36,7 +38,7 @@ endif
 COMMA := ,
 BUILT := $(STATE)/built.stamp
 
-.PHONY: install demo test test-cpp test-all lint format bench gpu-check docs clean
+.PHONY: install demo test test-cpp test-all lint format aot bench gpu-check docs clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -48,6 +50,8 @@ $(VENV)/dependencies.stamp: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt 'setuptools>=77' 'pybind11>=2.13' ninja
 	PYTHONWARNINGS=ignore DIFFKERN_SKIP_NATIVE=1 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	$(PY) -m pip install --quiet --no-deps -c constraints.txt denoising-diffusion-pytorch k-diffusion
+	$(PY) -c 'import triton' 2> /dev/null || $(PY) -m pip install --quiet triton==$(TRITON) \
+	  || echo 'No Triton for this machine: the tests of its kernels will be skipped.'
 	touch $@
 
 $(BUILT): $(DEPENDENCIES) $(SOURCES)
@@ -92,6 +96,9 @@ format: install
 
 bench: install
 	$(PY) -m diffkern bench --out $(OUT)
+
+aot: install
+	$(PY) -m benchmarks.ahead_of_time --out $(OUT)/ahead-of-time
 
 gpu-check: install
 	$(PY) -m benchmarks.gpu_check --out $(OUT) --command 'make gpu-check VENV=$(VENV)'

@@ -1,27 +1,46 @@
-"""Triton kernels compiled without a GPU, and what ptxas says of them: registers, stack, shared memory, instructions.
+"""`make aot`: the Triton kernels compiled without a GPU, and what ptxas says of them.
+
+Registers a thread, bytes of stack a thread and of shared memory a block, and instructions an element beside the budget:
+how many an H200 can issue in the time in which its memory moves the element's bytes (132 multiprocessors · 128 lanes ·
+1.75 GHz / 4.3 TB/s: 6.9 a byte). A kernel that is within it is bound by memory. The count is of the whole program text,
+so a loop counts once: kernels that loop have no figure.
 
 A launch is noted with `diffkern.ops._triton.launch.recorded` and compiled as Triton's launcher would: pointers and
 sizes that are multiples of 16 are promised to be, ones and absent arguments become constants. Needs a process in which
-TRITON_INTERPRET is not set.
+TRITON_INTERPRET is not set. Compiled kernels stay in Triton's cache, which knows them by the hash of their source.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import multiprocessing
+import os
 import re
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from diffkern.ops._triton.launch import Launch
+from benchmarks.ahead_of_time_cases import Case, cases
+from benchmarks.machine import ROOT
+from diffkern import backends
+from diffkern.ops._triton.launch import INTERPRETED, Launch, recorded
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+RESULTS = ROOT / "benchmarks" / "results" / "ahead-of-time"
+CAPABILITIES = (80, 90, 100)
+BUDGET_A_BYTE = 132 * 128 * 1.75e9 / 4.3e12  # instructions of one lane
 POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -29,8 +48,18 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
     torch.int32: "*i32",
-    torch.uint8: "*u8",
 }
+# Instructions on float64, and why they are there.
+FLOAT64 = {"F2F.F32.F64": "tables are float64, rounded to float32 after the gather, once a program"}
+# Kernels that compute in float64, and why.
+FLOAT64_OF = {
+    "diffusion_loss_kernel": "a sample's segments are joined, and its weight applied, in float64: a handful of numbers",
+    "vb_terms_kernel": "the same, and a sample's coefficients are products of float64 tables",
+    "dynamic_threshold_kernel": "the interpolation between two values is in float64, once a sample",
+    "guidance_rescale_kernel": "deviations are promised beside any mean, which takes float64 for every element",
+}
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,55 +72,82 @@ class Resources:
     sass: str
 
     @property
-    def instructions(self) -> int:
-        """All of the kernel's, but for the padding after its end."""
-        return len([op for op in self.opcodes if not op.startswith("NOP")])
-
-    @property
     def opcodes(self) -> list[str]:
-        return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", self.sass, re.MULTILINE)
+        return [op for _, op, _ in self._instructions() if op != "NOP"]
 
     @property
     def float64(self) -> list[str]:
-        """Instructions on float64, moves and loads of 64 bits apart."""
-        doubles = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX", "MUFU.RCP64H", "MUFU.RSQ64H")
-        return [op for op in self.opcodes if op.startswith(doubles) or re.match(r"(F2F|I2F|F2I).*F64", op)]
+        """The kinds of instructions on float64, moves and loads of 64 bits apart."""
+        kinds = {op for op in self.opcodes if re.match(r"D[A-Z]{3,5}\b|MUFU\.\w+64H|(F2F|I2F|F2I)\b.*F64", op)}
+        return sorted(kinds)
+
+    @property
+    def loops(self) -> bool:
+        """Whether it branches back, so that instructions run more often than they stand there."""
+        targets = [
+            (address, re.search(r"0x([0-9a-f]+)", rest)) for address, op, rest in self._instructions() if op == "BRA"
+        ]
+        return any(target and int(target[1], 16) < address for address, target in targets)
+
+    def _instructions(self) -> list[tuple[int, str, str]]:
+        found = re.findall(
+            r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", self.sass, re.MULTILINE
+        )
+        return [(int(address, 16), op, rest) for address, op, rest in found]
+
+
+def noted(case: Case) -> list[Launch]:
+    """The launches that a call would make on a GPU."""
+    with (
+        mock.patch.object(backends, "_load_triton", return_value=None),
+        backends.use_backend("triton"),
+        recorded() as launches,
+    ):
+        case.call()
+    return launches
+
+
+def specialised(launch: Launch) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+    """(types, constants, attributes) of the launch's arguments, as Triton's launcher makes them."""
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def kind(parameter: Any, value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind(parameter, each, (*path, i)) for i, each in enumerate(value))
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
+            constants[path] = value
+            return "constexpr"
+        address = value.data_ptr() if isinstance(value, Tensor) else value
+        if special and isinstance(address, int) and address % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return parameter.annotation_type or _type(value)
+
+    for position, parameter in enumerate(launch.kernel.params):
+        signature[parameter.name] = kind(parameter, launch.arguments[parameter.name], (position,))
+    return signature, constants, attributes
+
+
+def _type(value: object) -> str:
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    if isinstance(value, bool):
+        return "i1"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    if isinstance(value, float):
+        return "fp32"
+    raise TypeError(f"an argument of type {type(value).__name__} cannot be launched with")
 
 
 def compiled(launch: Launch, capability: int = 90) -> Resources:
     """Compiles a noted launch for a compute capability, e.g. 90 for sm_90."""
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    parameters = launch.kernel.params
-    for position, parameter in enumerate(parameters):
-        value = launch.arguments.get(parameter.name)
-        kind, constant, divisible = _argument(value, parameter.is_constexpr)
-        signature[parameter.name] = kind
-        if constant:
-            constants[(position,)] = value
-        if divisible:
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    binary = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.num_warps, "num_stages": 3}
-    )
+    source = ASTSource(launch.kernel, *specialised(launch))
+    options = {"num_warps": launch.num_warps, "maxnreg": launch.registers}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _resources(binary.asm["cubin"])
-
-
-def _argument(value: Any, is_constexpr: bool) -> tuple[str, bool, bool]:
-    """(type, whether it is a constant, whether it is a multiple of 16) of an argument, as the launcher sees it."""
-    if is_constexpr or value is None or (type(value) is int and value == 1):
-        return "constexpr", True, False
-    if isinstance(value, torch.Tensor):
-        return POINTERS[value.dtype], False, value.data_ptr() % 16 == 0
-    if isinstance(value, bool):
-        return "i1", False, False
-    if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64", False, value % 16 == 0
-    if isinstance(value, float):
-        return "fp32", False, False
-    raise TypeError(f"an argument of type {type(value).__name__} cannot be launched with")
 
 
 def _resources(cubin: bytes) -> Resources:
@@ -106,3 +162,108 @@ def _resources(cubin: bytes) -> Resources:
 
 def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+class Work:
+    """Each different kernel of some cases, with the first case that launches it."""
+
+    def __init__(self, main_only: bool) -> None:
+        self.launches: list[tuple[Case, Launch]] = []
+        seen = set()
+        for case in cases():
+            if main_only and not case.main:
+                continue
+            for launch in noted(case):
+                key = (launch.kernel.__name__, launch.num_warps, launch.registers, repr(specialised(launch)))
+                if key not in seen:
+                    seen.add(key)
+                    self.launches.append((case, launch))
+
+    def rows(self, capabilities: Sequence[int]) -> list[Row]:
+        """Compiled on all cores."""
+        global _work
+        _work = self
+        jobs = [(index, capability) for capability in capabilities for index in range(len(self.launches))]
+        with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+            return pool.starmap(_row, jobs, chunksize=1)
+
+
+_work: Work
+
+
+def _row(index: int, capability: int) -> Row:
+    case, launch = _work.launches[index]
+    found = compiled(launch, capability)
+    elements = next(v for v in launch.arguments.values() if isinstance(v, Tensor)).numel()
+    per_element = launch.grid * launch.num_warps * 32 * len(found.opcodes) / elements
+    return {
+        "kernel": launch.kernel.__name__,
+        "case": f"{case.op}, {case.name}",
+        "capability": capability,
+        "num_warps": launch.num_warps,
+        "programs": launch.grid,
+        "registers": found.registers,
+        "stack": found.stack,
+        "shared": found.shared,
+        "instructions": len(found.opcodes),
+        "instructions_per_element": None if found.loops else round(per_element, 1),
+        "budget_per_element": round(BUDGET_A_BYTE * case.bytes_per_element, 1),
+        "float64": found.float64,
+    }
+
+
+def problems(rows: Sequence[Row]) -> Iterator[str]:
+    """What is wrong with compiled kernels, a line each."""
+    for row in rows:
+        where = f"{row['kernel']} (sm_{row['capability']}; {row['case']})"
+        if row["stack"]:
+            yield f"{where}: {row['stack']} bytes of stack a thread"
+        for kind in row["float64"]:
+            if kind not in FLOAT64 and row["kernel"] not in FLOAT64_OF:
+                yield f"{where}: {kind}, an instruction on float64 without a reason"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """As Markdown."""
+    head = ["kernel", "case", "warps", "registers", "stack", "shared", "instructions", "an element", "budget"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---" + "|--:" * (len(head) - 2) + "|"]
+    for row in rows:
+        each = row["instructions_per_element"]
+        cells = [row[k] for k in ("kernel", "case", "num_warps", "registers", "stack", "shared", "instructions")]
+        cells += ["loops" if each is None else each, row["budget_per_element"]]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def save(rows: Sequence[Row], out: Path, main_only: bool) -> None:
+    """A JSON file and a page for each compute capability."""
+    out.mkdir(parents=True, exist_ok=True)
+    command = "python -m benchmarks.ahead_of_time" + (" --main" if main_only else "")
+    for capability in sorted({row["capability"] for row in rows}):
+        own = [row for row in rows if row["capability"] == capability]
+        about = {"triton": triton.__version__, "target": f"sm_{capability}", "command": command}
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in own)
+        text = json.dumps(about)[:-1] + f', "rows": [\n{lines}\n]}}\n'
+        (out / f"sm_{capability}.json").write_text(text, encoding="utf-8")
+        page = f"Triton {triton.__version__}, sm_{capability}, `{command}`\n\n{table(own)}\n"
+        (out / f"sm_{capability}.md").write_text(page, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--main", action="store_true", help="the main configurations only, which the tests compile")
+    parser.add_argument("--capabilities", type=int, nargs="+", default=list(CAPABILITIES), metavar="90")
+    parser.add_argument("--out", type=Path, default=Path("out/ahead-of-time"), help="folder for the tables")
+    arguments = parser.parse_args()
+    if INTERPRETED:
+        print("ahead_of_time: TRITON_INTERPRET is set, and what is interpreted is not compiled", file=sys.stderr)
+        return 2
+    found = Work(arguments.main).rows(arguments.capabilities)
+    save(found, arguments.out, arguments.main)
+    wrong = list(problems(found))
+    print("\n".join([*wrong, f"{len(found)} kernels compiled, {len(wrong)} problems; tables in {arguments.out}"]))
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ("DIFFKERN_BACKEND", "DIFFKERN_CPU", "TRITON_INTERPRET")  # what the tests are run with, not what users have
 
 
+def without_the_harness() -> dict[str, str]:
+    """The environment for a process as users start it."""
+    return {k: v for k, v in os.environ.items() if k not in HARNESS}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
@@ -46,7 +51,7 @@ def run_python() -> Callable[..., str]:
     """Runs code in a fresh interpreter and returns what it printed; fails the test if the code fails or hangs."""
 
     def run(code: str, timeout: float = 120, **environment: str) -> str:
-        inherited = {k: v for k, v in os.environ.items() if k not in HARNESS}
+        inherited = without_the_harness()
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={**inherited, **environment},

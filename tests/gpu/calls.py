@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,12 @@ class OpCall(NamedTuple):
     differentiable: bool = True
 
 
+@functools.cache
+def times(device: torch.device) -> Tensor:
+    """The samples' timesteps there, copied once: a CUDA graph captures no copy from the host."""
+    return torch.tensor(TIMES, device=device)
+
+
 def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -47,23 +54,23 @@ def calls() -> dict[str, OpCall]:
 
     def noised(x0: Tensor, **source: Tensor | int) -> Tensor:
         tables = PROCESS.tables(x0.device)
-        t = torch.tensor(TIMES, device=x0.device)
+        t = times(x0.device)
         return q_sample(x0, t, tables.sqrt_alphas_cumprod, tables.sqrt_one_minus_alphas_cumprod, **source)
 
     def stepped(x: Tensor, model_output: Tensor) -> Tensor:
-        rows = torch.tensor(TIMES, device=x.device)
+        rows = times(x.device)
         return solver_step(x, model_output, program, rows, seed=2**63 + 5, samples=7)
 
     def loss(model_output: Tensor, x0: Tensor, **rest: Any) -> Tensor:
-        t = torch.tensor(TIMES, device=x0.device)
+        t = times(x0.device)
         return diffusion_loss(model_output, x0, t, PROCESS.tables(x0.device), **rest)
 
     def loss_gradient(model_output: Tensor, x0: Tensor, **rest: Any) -> Tensor:
-        t = torch.tensor(TIMES, device=x0.device)
+        t = times(x0.device)
         return diffusion_loss_and_grad(model_output, x0, t, PROCESS.tables(x0.device), scale=0.5, **rest)[1]
 
     def bound(model_output: Tensor, x0: Tensor, **rest: Any) -> Tensor:
-        t = torch.tensor(TIMES, device=x0.device)
+        t = times(x0.device)
         return vb_terms(model_output, x0, t, PROCESS.tables(x0.device), **rest).vb
 
     output, noise = {"model_output": randn(*SHAPE, seed=7)}, {"noise": randn(*SHAPE, seed=8)}

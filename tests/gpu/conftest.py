@@ -11,11 +11,15 @@ import torch
 from diffkern import backends
 
 
-@pytest.fixture(autouse=True)
-def _reference() -> Iterator[None]:
-    """The reference on both devices: the kernels of the other backends are compared with it."""
-    with backends.use_backend("reference"):
-        yield
+@pytest.fixture(autouse=True, params=["reference", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What CUDA tensors take: the reference, or what they take by themselves, which are the Triton kernels."""
+    if request.param == "reference":
+        with backends.use_backend("reference"):
+            yield request.param
+    else:
+        assert backends.unavailable("triton") is None
+        yield request.param
 
 
 @pytest.fixture

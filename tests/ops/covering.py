@@ -1,4 +1,4 @@
-"""Few combinations out of many: a design in which every two values of two different axes meet at least once."""
+"""Few combinations out of many: every two values of two different axes meet, or at least every value is there."""
 
 from __future__ import annotations
 
@@ -35,6 +35,16 @@ def pairwise(axes: Sequence[Sequence[Any]], seed: int = 0) -> list[tuple[Any, ..
             missing.pop(pair, None)
         rows.append(tuple(axes[i][row[i]] for i in range(len(axes))))
     return rows
+
+
+def each_value(axes: Sequence[Sequence[Any]], seed: int = 0) -> list[tuple[Any, ...]]:
+    """As few rows as the longest axis is long; every value is in one, and which meet is the seed's choice."""
+    rng = random.Random(seed)
+    columns = []
+    for axis in axes:
+        shuffled = rng.sample(list(axis), len(axis))
+        columns.append([shuffled[i % len(axis)] for i in range(max(map(len, axes)))])
+    return list(zip(*columns, strict=True))
 
 
 def _pair(a: tuple[int, int], b: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -57,11 +57,8 @@ def test_it_is_exact_for_what_the_step_clamps(backend, layout, dtype, guided):
         assert error(found, exact) < (1e-14 if dtype == torch.float64 else 1e-6)
 
 
-@native
-@pytest.mark.parametrize("size", [1, 2, 3, 15, 16, 17, 31, 32, 33, 34, 63, 64, 65, 100, 1000, 4099])
-@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
-def test_every_rank_of_any_values(size, wide):
-    """Against sorting: ties, zeros of both signs, subnormals, infinities, any number of NaN, every rank."""
+def mixed_values(size: int, wide: torch.dtype) -> Tensor:
+    """(8, size): ties, zeros of both signs, subnormals, infinities, any number of NaN."""
     mixed = randn(8, size).to(wide)
     mixed[1] = mixed[1].sign()
     mixed[2] = 3.0
@@ -70,6 +67,15 @@ def test_every_rank_of_any_values(size, wide):
     mixed[5, ::3] = torch.inf
     mixed[6, ::2] = -torch.nan
     mixed[7] = (randn(size, seed=2) * 30).exp().to(wide)
+    return mixed
+
+
+@native
+@pytest.mark.parametrize("size", [1, 2, 3, 15, 16, 17, 31, 32, 33, 34, 63, 64, 65, 100, 1000, 4099])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
+def test_every_rank_of_any_values(size, wide):
+    """Against sorting."""
+    mixed = mixed_values(size, wide)
     # Nearly all is above 1, where the quantile shows.
     program = with_column(
         programs.program(16, zero=programs.keep(("a_x", "c_0")), threshold=(0.9, 1e30)), "a_x", 2.0**20
@@ -82,6 +88,25 @@ def test_every_rank_of_any_values(size, wide):
             expected = dynamic_threshold(mixed, mixed, limited, 0)
         with backends.use_backend("native"):
             assert error(dynamic_threshold(mixed, mixed, limited, 0), expected) < 1e-15
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+@pytest.mark.parametrize("size", [1, 2, 65, 130])
+def test_ranks_of_any_values_over_several_tiles(backend, size, monkeypatch):
+    """Against sorting; the neighbours of a rank in one tile, in two, or in all."""
+    from diffkern.ops._triton.elementwise import Elementwise
+    from diffkern.ops.dynamic_threshold import triton
+
+    monkeypatch.setattr(triton, "choose", lambda size: Elementwise(64, 1))
+    mixed = mixed_values(size, torch.float32)
+    program = with_column(
+        programs.program(16, zero=programs.keep(("a_x", "c_0")), threshold=(0.9, 1e30)), "a_x", 2.0**20
+    )
+    for ratio in (1 / max(size - 1, 1), 0.5, 0.97, 1.0):
+        limited = replace(program, threshold=(ratio, 1e30))
+        with backends.use_backend("reference"):
+            expected = dynamic_threshold(mixed, mixed, limited, 0)
+        assert error(dynamic_threshold(mixed, mixed, limited, 0), expected) < 1e-15
 
 
 def test_nan_counts_as_the_largest_value_and_stays_in_its_sample(backend):

@@ -62,6 +62,15 @@ def test_out_half_way_over_an_operand(backend):
         assert same_bits(solver_step(around[1:4], output, STATE, 0, noise=noise, out=out), expected)
 
 
+def test_out_over_an_operand_of_another_dtype(backend):
+    """The same address and strides, and yet other elements."""
+    x, buffer = randn(3, 40, 41), torch.empty(3, 40, 41)
+    output = buffer.view(-1).view(torch.bfloat16)[: x.numel()].view(x.shape).copy_(randn(3, 40, 41, seed=1))
+    noise = randn(3, 40, 41, seed=2)
+    expected = solver_step(x, output, STATE, 0, noise=noise)
+    assert same_bits(solver_step(x, output, STATE, 0, noise=noise, out=buffer), expected)
+
+
 @layouts
 def test_out_over_one_half_of_a_guided_output(backend, layout):
     for variance in ("fixed", "learned"):
@@ -182,6 +191,38 @@ def test_a_threshold_does_not_read_what_x0_does_not(backend):
     clean = call.run()
     call.x.fill_(torch.nan)
     assert same_bits(call.run(), clean)
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_as_many_slots_as_the_kernels_hold(backend, layout, dtype):
+    """Each is read, and two a row are written, in every sample others."""
+    program = programs.program(19, num_slots=8, writes=np.array([[0, 7], [7, -1], [-1, 3]]), clip=(-1.0, 1.0))
+    call = make(program, (3, 2, 5, 7), [0, 1, 2], layout=layout, dtype=dtype)
+    (next_, _, new_slots), eager = call.oracle(), call.oracle(dtype)
+    slots = call.slots.clone()
+    x_next, _ = call.run(slots=slots)
+    assert_as_good_as_eager(x_next, next_, eager[0], "x'")
+    assert_as_good_as_eager(slots, new_slots, eager[2], "slots")
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+@pytest.mark.parametrize("bad", [-1, programs.ROWS, 2**62, -(2**63)])
+def test_a_row_that_is_not_there_gives_nan_on_a_device(backend, bad, monkeypatch):
+    """In its sample alone: x', what the network sees next, and the threshold."""
+    from diffkern.ops.dynamic_threshold import triton as threshold
+    from diffkern.ops.solver_step import triton as step
+
+    for kernels in (threshold, step):
+        monkeypatch.setattr(kernels, "check_values", lambda *_: None)
+    limited = programs.program(3, zero=("c_e", "c_v"), threshold=(0.9, 2.0))
+    for program in (programs.program(10, zero=("c_e", "c_v")), limited):
+        call = make(program, (3, 2, 5, 7), [1, 2, 0], guidance=2.0)
+        clean = call.run(seed=1)
+        call.rows = [1, bad, 0]
+        for found, expected in zip(call.run(seed=1), clean, strict=True):
+            assert bool(found[1].isnan().all())
+            assert same_bits(found[[0, 2]], expected[[0, 2]])
 
 
 def test_more_slots_than_the_kernel_holds_fall_back():

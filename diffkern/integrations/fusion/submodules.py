@@ -8,6 +8,7 @@ come at any time; a submodule that is not plain is called.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import reduce
 from typing import Any
 
@@ -21,7 +22,8 @@ from diffkern.integrations.fusion.swap import Fused
 from diffkern.ops import _registry, channel_rms_norm, group_norm
 
 _NATIVE = backends.unavailable("native") is None
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TRITON = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def has_kernel(x: Any) -> bool:
@@ -33,7 +35,8 @@ def has_kernel(x: Any) -> bool:
         return False
     if backends.forced_backend() is not None:
         return True
-    return _NATIVE and x.device.type == "cpu" and x.dtype in _NATIVE_DTYPES
+    here = {"cpu": _NATIVE, "cuda": _TRITON}
+    return here.get(x.device.type, False) and x.dtype in _DTYPES
 
 
 def is_plain(module: Any, *types: type) -> bool:

@@ -34,7 +34,7 @@ def choose(numel: int, device: torch.device) -> Elementwise:
     if INTERPRETED and numel >= 2**16:
         return Elementwise(2**15, 4)
     for elements in (2048, 1024):
-        if numel >= 8 * elements * multiprocessors(device):
+        if numel >= 4 * elements * multiprocessors(device):
             return Elementwise(elements, 4)
     return Elementwise(512, 4)
 

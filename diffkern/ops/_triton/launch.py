@@ -31,6 +31,7 @@ class Launch(NamedTuple):
     grid: int
     arguments: dict[str, Any]
     num_warps: int
+    registers: int | None = None
 
 
 _recorder: list[Launch] | None = None
@@ -47,15 +48,26 @@ def recorded() -> Iterator[list[Launch]]:
         _recorder = previous
 
 
-def launch(kernel: Any, grid: int, device: torch.device, *, num_warps: int = 4, **arguments: Any) -> None:
-    """Runs `grid` programs of the kernel on the device's current stream; no programs, no launch."""
+def launch(
+    kernel: Any,
+    grid: int,
+    device: torch.device,
+    *,
+    num_warps: int = 4,
+    registers: int | None = None,
+    **arguments: Any,
+) -> None:
+    """Runs `grid` programs of the kernel on the device's current stream; no programs, no launch.
+
+    registers: the most that a thread may have, so that more programs share a multiprocessor.
+    """
     if grid == 0:
         return
     if _recorder is not None:
-        _recorder.append(Launch(kernel, grid, arguments, num_warps))
+        _recorder.append(Launch(kernel, grid, arguments, num_warps, registers))
         return
     with _current(device):
-        kernel[(grid,)](num_warps=num_warps, **arguments)
+        kernel[(grid,)](num_warps=num_warps, maxnreg=registers, **arguments)
 
 
 def _current(device: torch.device) -> Any:

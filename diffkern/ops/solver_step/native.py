@@ -10,6 +10,7 @@ from torch import Tensor
 from diffkern.backends import native_module
 from diffkern.ops._layout import is_channels_last, sample_dense, sample_shape
 from diffkern.ops._native import OperandTuple, about_to_write, cpu_only, num_threads, operand, output_like
+from diffkern.ops.solver_step.places import places
 
 
 class _Operands:
@@ -58,11 +59,11 @@ def solver_step(
     slots_out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     operands = _Operands(x)
-    read = [value for value in (x, model_output, extra, noise) if value is not None]
-    result = out if out is not None and _writable(out, x, read) else output_like(x)
+    to = places(x, slots, out, slots_out, (x, model_output, extra, noise), output_like)
+    for value in to.in_place:
+        if value is not out:
+            about_to_write(value)
     x_in = output_like(x) if scales_input else x.new_empty(0)
-    history = _history(x, slots, slots_out, read)
-    targets = [None] * len(history) if slots_out is None else slots_out
     mean = model_output[:, : x.shape[1]] if variance else model_output
     var = model_output[model_output.shape[0] - x.shape[0] :, x.shape[1] :] if variance else None
     samples_in_x = x.shape[0]
@@ -98,58 +99,15 @@ def solver_step(
         clip=clip,
         variance=variance,
         slots=[
-            operands.read(h) if slots_out is not None and target is None else operands.write(h)
-            for h, target in zip(history, targets, strict=True)
+            operands.read(slot) if target is None else operands.write(slot)
+            for slot, target in zip(to.slots, to.targets, strict=True)
         ],
-        out=operands.write(result),
+        out=operands.write(to.result),
         x_in=operands.write(x_in) if scales_input else None,
         num_threads=num_threads(x.numel()),
     )
-    # autograd learns of what was written through an address only from here.
-    in_place = [h for h, target in zip(history, targets, strict=True) if h is target]
-    torch.autograd.graph.increment_version([*([result] if result is out else []), *in_place])
-    if out is not None and result is not out:
-        result = out.copy_(result)
-    for target, h in zip(targets, history, strict=True):
-        if target is not None and target is not h:
-            target.copy_(h)
-    if slots is None or slots_out is not None:
-        return result, x_in, x.new_empty(0)
-    new_slots = torch.empty((len(history), *x.shape), dtype=x.dtype)
-    for place, h in zip(new_slots, history, strict=True):
-        place.copy_(h)
+    result, new_slots = to.finish()
     return result, x_in, new_slots
-
-
-def _history(
-    x: Tensor, slots: Tensor | Sequence[Tensor] | None, slots_out: Sequence[Tensor | None] | None, read: list[Tensor]
-) -> list[Tensor]:
-    """The slots as the kernel takes them: written where they are read, in place if that may be, else in a copy.
-
-    `slots_out` says which of them the row may write; without it all are copied, since none may change.
-    """
-    history = [] if slots is None else list(slots)
-    targets = [None] * len(history) if slots_out is None else slots_out
-    for k, target in enumerate(targets):
-        if slots_out is None or (target is not None and not _writable(target, x, read)):
-            history[k] = output_like(x).copy_(history[k])
-        elif target is not None:
-            about_to_write(target)
-    return history
-
-
-def _writable(target: Tensor, x: Tensor, read: list[Tensor]) -> bool:
-    """Whether a result for x can go straight to `target`: dense in the same order, and each element read before it is
-    written, so `target` is one of the tensors read or apart from them all.
-    """
-    if not (is_channels_last(target) if is_channels_last(x) else target.is_contiguous()):
-        return False
-    storage = target.untyped_storage().data_ptr()
-    return all(
-        (value.data_ptr() == target.data_ptr() and value.stride() == target.stride())
-        or value.untyped_storage().data_ptr() != storage
-        for value in read
-    )
 
 
 def solver_step_unsupported(x: Tensor, *rest: object) -> str | None:
