@@ -23,7 +23,7 @@ FINAL_LANES = tl.constexpr(128)  # side by side where segments are joined
 
 @triton.jit
 def share(program, parts, segments, per_program):
-    """(n, first, end): the sample, int64, and the segments of a program, of which a sample has `parts`."""
+    """(n, first, end): the sample, int64, and the segments of program number `program`; a sample has `parts`."""
     first = program % parts * per_program
     return (program // parts).to(tl.int64), first, tl.minimum(first + per_program, segments)
 

@@ -1,11 +1,13 @@
 """vb_terms on a GPU, and the pass that gives their gradient too.
 
 Everything follows from the residual r = m − (of_y·y + of_x0·x0), y = ε or x_t: x0 − x̂0 is x0_scale·r, the means of
-posterior and model are coef1 times as far apart, and with Δ = ln σ² − ln β̃ the term is
-(Δ + e^−Δ − 1 + e^−Δ·(μ̃ − μ)²/β̃)/2 for t > 0, the discretised Gaussian at x0 for t = 0.
-Reads the network's output, y (or computes it) and x0 where target,
-clip or decoder need it; writes the gradient. One exponential an element where the variance is learned, none where it is
-fixed; only programs of a sample at t = 0 run the decoder. The sums are those of _triton/reduce.py.
+posterior and model are coef1 times as far apart, and with Δ = ln σ² − ln β̃ the term is for t > 0
+½(Δ + e^−Δ − 1 + e^−Δ·(μ̃ − μ)²/β̃), for t = 0 the discretised Gaussian at x0.
+
+Reads the network's output, y (or computes it) and x0 where target, clip or decoder need it; writes the gradient and
+three numbers a sample: with generated noise 16 bytes a value of x0 in float32 for the hybrid loss of an ε network. One
+exponential an element where the variance is learned, none where it is fixed: as in q_sample the noise has most of the
+instructions. Only programs of a sample at t = 0 run the decoder. The sums are those of _triton/reduce.py.
 """
 
 from __future__ import annotations
