@@ -48,7 +48,7 @@ def choose(
     device: torch.device,
     tensors: int = 1,
 ) -> Slabs:
-    """For groups of per_group channels. tensors: how many values of each element a program holds (2: x and dy).
+    """For groups of per_group channels. tensors: how many values of each element a program has room for.
 
     Channels last, a slice is up to 128 bytes of a pixel and, but for small inputs, no less than 16; interpreted, a
     program costs the same whatever its size.

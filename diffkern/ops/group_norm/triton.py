@@ -58,7 +58,9 @@ def group_norm(
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     per_group = channels // num_groups
-    slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device)
+    # An offset and a second tensor's addresses take registers too, as many as a second value of each element.
+    tensors = 1 if skip is None and offset is None else 2
+    slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device, tensors)
     arguments = _slab_arguments(slabs, x, skip, num_groups)
     modulation = per_channel(weight=weight, bias=bias) | per_sample(scale=scale, shift=shift)
     results = {"y": y, "mean_out": mean, "rstd_out": rstd, "eps": eps, "values": float(per_group * pixels)}
@@ -126,7 +128,8 @@ def group_norm_backward(
     dy = dy.to(x.dtype)
     dy = dy.movedim(1, -1).contiguous() if channels_last else dy.contiguous()
     per_group = channels // num_groups
-    slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device, 2)
+    tensors = 2 if skip is None and offset is None else 4
+    slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device, tensors)
     # What each sample gives to the gradients of weight and bias; those of (N, C) parameters are written as they are.
     of_batch = [
         None if p is None else torch.empty(1, samples, channels, dtype=torch.float32, device=x.device)
