@@ -58,14 +58,14 @@ def group_norm(
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     per_group = channels // num_groups
-    # An offset and a second tensor's addresses take registers too, as many as a second value of each element.
-    tensors = 1 if skip is None and offset is None else 2
+    # An offset and the planes of a second tensor take registers too, as many as a second value of each element.
+    tensors = 1 if channels_last or (skip is None and offset is None) else 2
     slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device, tensors)
     arguments = _slab_arguments(slabs, x, skip, num_groups)
     modulation = per_channel(weight=weight, bias=bias) | per_sample(scale=scale, shift=shift)
-    results = {"y": y, "mean_out": mean, "rstd_out": rstd, "eps": eps, "values": float(per_group * pixels)}
+    results: dict[str, Any] = {"y": y, "mean_out": mean, "rstd_out": rstd, "eps": eps, "values": float(per_group * pixels)}
     programs = samples * (channels // slabs.width) * slabs.chunks
-    how = {"num_warps": slabs.num_warps, "registers": slabs.registers}
+    how: dict[str, Any] = {"num_warps": slabs.num_warps, "registers": slabs.registers}
     if slabs.resident:
         launch.launch(
             group_norm_kernel,
