@@ -63,7 +63,13 @@ def group_norm(
     slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device, tensors)
     arguments = _slab_arguments(slabs, x, skip, num_groups)
     modulation = per_channel(weight=weight, bias=bias) | per_sample(scale=scale, shift=shift)
-    results: dict[str, Any] = {"y": y, "mean_out": mean, "rstd_out": rstd, "eps": eps, "values": float(per_group * pixels)}
+    results: dict[str, Any] = {
+        "y": y,
+        "mean_out": mean,
+        "rstd_out": rstd,
+        "eps": eps,
+        "values": float(per_group * pixels),
+    }
     programs = samples * (channels // slabs.width) * slabs.chunks
     how: dict[str, Any] = {"num_warps": slabs.num_warps, "registers": slabs.registers}
     if slabs.resident:
