@@ -24,12 +24,12 @@ from diffkern.ops._triton import launch
 from diffkern.ops._triton.channels import per_channel, per_sample
 from diffkern.ops._triton.columns import column_sums
 from diffkern.ops.group_norm import launch_choices
-from diffkern.ops.group_norm._triton_backward import (
+from diffkern.ops.group_norm._triton.backward import (
     group_norm_backward_apply_kernel,
     group_norm_backward_kernel,
     group_norm_backward_partials_kernel,
 )
-from diffkern.ops.group_norm._triton_forward import (
+from diffkern.ops.group_norm._triton.forward import (
     group_norm_apply_kernel,
     group_norm_kernel,
     group_norm_partials_kernel,

@@ -1,4 +1,4 @@
-"""The kernels of group_norm's forward pass. What the arguments are stands in triton.py."""
+"""The kernels of group_norm's forward pass. What the arguments are stands in ../triton.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from diffkern.ops._triton.arithmetic import sigmoid
 from diffkern.ops._triton.channels import affine, parameter
-from diffkern.ops.group_norm._triton_tile import load, over_group, place, store
+from diffkern.ops.group_norm._triton.tile import load, over_group, place, store
 
 
 @triton.jit
