@@ -1,7 +1,8 @@
 """Triton's interpreter mended: what keeps it from doing as a GPU does. Only imported where kernels are interpreted.
 
 Known of Triton 3.6 (triton.runtime.interpreter): it cuts bfloat16 off where a GPU rounds to the nearest, and loses NaN
-on the way (_convert_float); and with NumPy 2.4 no scalar can be the bound of a loop (_patch_lang_tensor).
+on the way (_convert_float); with NumPy 2.4 no scalar can be the bound of a loop (_patch_lang_tensor); and a tile's rows
+are added one after another, where a GPU adds them as a tree, which rounds less (ReduceOps.sum).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _patch_tensor = interpreter._patch_lang_tensor
 def mend() -> None:
     interpreter._convert_float = _convert_float
     interpreter._patch_lang_tensor = _patch_lang_tensor
+    interpreter.ReduceOps.sum = _sum
 
 
 def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: Any) -> np.ndarray:
@@ -37,3 +39,14 @@ def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: 
 def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
     _patch_tensor(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda scalar: int(scalar.handle.data.item()))
+
+
+def _sum(reduction: Any, operand: Any) -> Any:
+    """The sum along the reduction's axis, in pairs: NumPy does so where the axis is the last in memory."""
+    values, axis = operand.handle.data, reduction.axis
+    if axis is None:
+        total = np.sum(values, keepdims=reduction.keep_dims)
+    else:
+        total = np.sum(np.ascontiguousarray(np.moveaxis(values, axis, -1)), axis=-1)
+        total = np.expand_dims(total, axis) if reduction.keep_dims else total
+    return reduction.to_tensor(total, operand.dtype)
