@@ -174,7 +174,8 @@ def norms() -> Iterator[Case]:
 
             def backward(f=function, a=plain, **options):
                 leaves = [t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in a]
-                f(*leaves, activation="silu", **options).backward(torch.empty_like(a[0]))
+                y = f(*leaves, activation="silu", **options)
+                torch.autograd.grad(y, [t for t in leaves if isinstance(t, Tensor)], torch.empty_like(a[0]))
 
             yield Case(op, f"{name}, SiLU", 2 * size, main, forward)
             yield Case(op, f"{name}, SiLU, scale-shift", 2 * size, False, lambda f=forward, s=scaled: f(**s))

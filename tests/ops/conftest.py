@@ -9,9 +9,8 @@ from diffkern import backends
 from diffkern.ops import _registry
 from tests.ops.cases import BACKENDS
 
-
-# What takes Triton's interpreter a minute and more, because of its sizes or its number of samples (a program takes some
-# 25 ms whatever its size). Values, shapes, layouts and dtypes are in the contract, which is interpreted in smaller cells.
+# What takes Triton's interpreter a minute and more, for its sizes or its number of samples (a program takes some 25 ms
+# whatever its size). Values, shapes, layouts and dtypes are in the contract, which is interpreted in smaller cells.
 SLOWLY_INTERPRETED = {
     "test_batches_may_be_split_anywhere",
     "test_every_shape",
