@@ -21,12 +21,12 @@ def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[
     fast = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
     ready = False
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
         nonlocal ready
         if ready:
-            return fast(*arguments)
+            return fast(*arguments, **named)
         try:
-            result = fast(*arguments)
+            result = fast(*arguments, **named)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise Unavailable(f"torch.compile failed: {first_line(error)}") from error
         ready = True

@@ -13,7 +13,7 @@ from benchmarks import gpu_measure, rows
 from benchmarks.compare import measure, measure_copy_bandwidth
 from benchmarks.gpu_kernels import Case
 from benchmarks.machine import machine
-from benchmarks.report import table
+from benchmarks.report import tables
 
 _ROWS: list[rows.Row] = []
 
@@ -106,7 +106,7 @@ def gpu_table(benchmark: Any, request: pytest.FixtureRequest, gpu_copy: gpu_meas
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not _ROWS:
         return
-    out, text = config.getoption("--out"), table(_ROWS)
+    out, text = config.getoption("--out"), tables(_ROWS)
     terminalreporter.write_line("")
     terminalreporter.write_line(text)
     rows.save(out / "bench.json", machine(config.getoption("--device"), config.getoption("--command")), _ROWS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -55,9 +55,16 @@ def q_sample(x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor, noise: Tensor
     return signal[t].view(-1, 1, 1, 1) * x0 + sigma[t].view(-1, 1, 1, 1) * noise
 
 
-def diffusion_loss_and_grad(output: Tensor, noise: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The loss per sample against a stored ε, and the gradient of scale·Σ of it; output is a leaf."""
-    loss = F.mse_loss(output, noise, reduction="none").mean((1, 2, 3))
+def diffusion_loss(output: Tensor, noise: Tensor) -> Tensor:
+    """Per sample, against a stored ε."""
+    return F.mse_loss(output, noise, reduction="none").mean((1, 2, 3))
+
+
+def diffusion_loss_and_grad(
+    output: Tensor, noise: Tensor, scale: float, loss_of: Callable[[Tensor, Tensor], Tensor] = diffusion_loss
+) -> tuple[Tensor, Tensor]:
+    """The loss per sample, and the gradient of scale·Σ of it; output is a leaf."""
+    loss = loss_of(output, noise)
     return loss, torch.autograd.grad(scale * loss.sum(), output)[0]
 
 

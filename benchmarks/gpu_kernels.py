@@ -1,7 +1,7 @@
 """The cases of the table of GPU kernels: what is called on which tensors, and what share of a copy it is to reach.
 
 A case makes a set of inputs, tensors by name, of which both sides are functions: `fused`, which is diffkern's op, and
-`eager`, what a good user writes. `prepared` turns either into the call that is timed. `passes` is how often a tensor of
+`composition`, what a good user writes. `prepared` turns either into the call that is timed. `passes` is how often a tensor of
 x's size is read or written at the least, which is all that is counted: an implementation that must read x twice gets
 no credit for it.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,11 +26,17 @@ from diffkern.process import GaussianProcess, linear_betas
 from diffkern.solvers import StepProgram, build
 
 Inputs = dict[str, Tensor]
+Function = Callable[..., Any]
+Wrap = Callable[[Function], Function]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 IMAGES = (320, 3, 256, 256)
 NUM_GROUPS = 32
 # Of the largest value: float32 statistics and products, and 16-bit storage's rounding.
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 2**-8}
+
+
+def as_it_is(function: Function) -> Function:
+    return function
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Case:
     """
 
     op: ClassVar[str]
+    passes: ClassVar[int]
     explained: ClassVar[str]  # the op whose backend a row names
     unsliced: ClassVar[tuple[str, ...]] = ()  # inputs that are no matter of samples
 
@@ -49,8 +57,6 @@ class Case:
     formats: tuple[str, ...] = ("contiguous", "channels_last")
     compiles: bool = True
     in_graph: bool = False
-
-    passes: ClassVar[int]
 
     @property
     def name(self) -> str:
@@ -62,7 +68,7 @@ class Case:
 
     @property
     def x_bytes(self) -> int:
-        return functools.reduce(lambda a, b: a * b, self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def bytes_moved(self) -> int:
@@ -75,10 +81,11 @@ class Case:
     def fused(self, **inputs: Tensor) -> Any:
         raise NotImplementedError
 
-    def eager(self, **inputs: Tensor) -> Any:
+    def composition(self, wrap: Wrap = as_it_is) -> Function:
+        """Eager's function of a set's tensors; `wrap` may compile what it is made of."""
         raise NotImplementedError
 
-    def prepared(self, function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
+    def prepared(self, function: Function, inputs: Inputs) -> Callable[[], Any]:
         return lambda: function(**inputs)
 
     def per_sample(self, result: Any) -> list[Tensor]:
@@ -130,8 +137,8 @@ class Noising(Case):
     def fused(self, x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         return q_sample(x0, t, *tables(x0.device)[:2], seed=1)
 
-    def eager(self, x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-        return eager.q_sample(x0, t, signal, sigma)
+    def composition(self, wrap: Wrap = as_it_is) -> Function:
+        return wrap(eager.q_sample)
 
 
 @dataclass(frozen=True)
@@ -154,8 +161,9 @@ class Loss(Case):
         scale = 1 / self.shape[0]
         return diffusion_loss_and_grad(output.detach(), noise, t, tables(output.device), scale=scale, seed=1)
 
-    def eager(self, output: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return eager.diffusion_loss_and_grad(output, noise, 1 / self.shape[0])
+    def composition(self, wrap: Wrap = as_it_is) -> Function:
+        loss, scale = wrap(eager.diffusion_loss), 1 / self.shape[0]
+        return lambda output, t, noise: eager.diffusion_loss_and_grad(output, noise, scale, loss)
 
 
 @functools.cache
@@ -164,7 +172,7 @@ def program(solver: str) -> StepProgram:
 
 
 @functools.cache
-def eager_step(solver: str) -> Callable[..., Any]:
+def eager_step(solver: str) -> Function:
     if solver == "ddpm":
         return eager.DDPMStep(process())
     return {"ddim": eager.DDIMStep, "dpmpp_2m": eager.DPMSolver2MStep}[solver](process(), Step.steps[solver])
@@ -200,8 +208,9 @@ class Step(Case):
         source = {"seed": 1} if self.solver == "ddpm" else {}
         return solver_step(x, output, program(self.solver), self.row, **source)
 
-    def eager(self, x: Tensor, output: Tensor, previous: Tensor | None = None) -> Any:
-        return eager_step(self.solver)(x, output, *([] if previous is None else [previous]), self.row)
+    def composition(self, wrap: Wrap = as_it_is) -> Function:
+        step, row = eager_step(self.solver), self.row
+        return wrap(lambda x, output, **remembered: step(x, output, **remembered, row=row))
 
 
 @dataclass(frozen=True)
@@ -219,9 +228,13 @@ class Norm(Case):
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return group_norm(x, NUM_GROUPS, weight, bias, activation="silu")
 
-    def eager(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = eager.group_norm(x, NUM_GROUPS, weight, bias, activation="silu")
-        return y.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
+    def composition(self, wrap: Wrap = as_it_is) -> Function:
+        return wrap(normalised)
+
+
+def normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y = eager.group_norm(x, NUM_GROUPS, weight, bias, activation="silu")
+    return y.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -234,17 +247,11 @@ class NormBackward(Norm):
     def inputs(self, device: str, memory_format: str) -> Inputs:
         return super().inputs(device, memory_format) | {"dy": self.randn(device, memory_format)}
 
-    def prepared(self, function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
+    def prepared(self, function: Function, inputs: Inputs) -> Callable[[], Any]:
         *leaves, dy = (inputs[name].detach() for name in ("x", "weight", "bias", "dy"))
         leaves = [leaf.requires_grad_() for leaf in leaves]
         y = function(*leaves)
         return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
-
-    def fused(self, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor | None = None) -> Tensor:
-        return super().fused(x, weight, bias)
-
-    def eager(self, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor | None = None) -> Tensor:
-        return super().eager(x, weight, bias)
 
     def per_sample(self, result: Any) -> list[Tensor]:
         return [result[0]]

@@ -14,6 +14,7 @@ from benchmarks.gpu_kernels import TOLERANCE, Case, Inputs
 from benchmarks.timing import Rotation, Timing, interleave_graphs, interleave_turns, sets_needed
 
 COMPILED = "torch.compile, max-autotune"
+_MODE = "max-autotune-no-cudagraphs"
 _COPY_BYTES = 2**29
 _CHECKED_SAMPLES = 2
 _IN_TURNS = "CUDA events around a turn through inputs larger than the second-level cache, with a copy's in the same round"
@@ -40,7 +41,7 @@ def measure(
 
     memory: bytes that may be taken. A baseline that is `Unavailable`, and a case that needs more memory than there is,
     have rows with the reason. Raises AssertionError if diffkern's result for the first samples is not the float64
-    reference's, or eager's has not its dtype and shape.
+    reference's.
     """
     baselines = [eager_name(memory_format) for memory_format in case.formats] + [COMPILED] * case.compiles
     about = {name: rows.subject(case.op, case.name, name, device, headline=False) for name in baselines}
@@ -57,9 +58,9 @@ def measure(
     check(case, own[0])
     sides: dict[str, tuple[Callable[..., Any], list[Inputs]]] = {"diffkern": (case.fused, own)}
     for memory_format in case.formats:
-        sides[eager_name(memory_format)] = (case.eager, inputs[memory_format])
+        sides[eager_name(memory_format)] = (case.composition(), inputs[memory_format])
     if case.compiles:
-        sides[COMPILED] = (compiled(case.eager, "max-autotune-no-cudagraphs"), own)
+        sides[COMPILED] = (case.composition(lambda function: compiled(function, _MODE)), own)
     turns, missing = {}, {}
     for name, (function, given) in sides.items():
         try:
@@ -68,7 +69,7 @@ def measure(
         except Unavailable as reason:
             turns.pop(name, None)
             missing[name] = {"skipped": str(reason)}
-    backend = rows.backend_of(case.explained, lambda: case.fused(**own[0]))
+    backend = rows.backend_of(case.explained, lambda: case.prepared(case.fused, own[0])())
     if case.in_graph:
         times = interleave_graphs(turns, rounds=rounds, device=device)
         method, bandwidth = _IN_A_GRAPH, None
