@@ -1,8 +1,8 @@
 """`make gpu-check`: what only a GPU can show, in one command, as one JSON file and one Markdown page.
 
-Runs the tests of tests/gpu, some of them once more under compute-sanitizer if that is installed, then every benchmark on
-the GPU. Exit status: 0 if all passed, 1 if a test, the sanitizer or a benchmark's check failed, 2 without a GPU. Needs torch, numpy, pytest and pytest-benchmark; a baseline that is missing is named as
-such in its row.
+Runs the tests of tests/gpu, some of them once more under compute-sanitizer if that is installed, then every benchmark
+on the GPU. Exit status: 0 if all passed, 1 if a test, the sanitizer or a benchmark's check failed, 2 without a GPU.
+Needs torch, numpy, pytest and pytest-benchmark; a baseline that is missing is named as such in its row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch
 
 from benchmarks import report, rows
 from benchmarks.machine import ROOT, machine
-
 
 # Each op once, in the layout whose addresses are the less obvious ones.
 SANITIZED = ("tests/gpu/test_values.py", "-k", "triton and test_values and bfloat16 and memory_format1")
@@ -78,7 +77,7 @@ def run_sanitizer() -> dict[str, str]:
         )
     except subprocess.TimeoutExpired:
         return {"result": "failed", "detail": f"memcheck took more than {_SANITIZER_SECONDS} s"}
-    said = [line for line in done.stdout.splitlines() if "passed" in line or "failed" in line or "ERROR SUMMARY" in line]
+    said = [line for line in done.stdout.splitlines() if any(w in line for w in (" passed", " failed", "SUMMARY"))]
     detail = "; ".join(["memcheck", " ".join(SANITIZED), *said[-2:], f"exit status {done.returncode}"])
     return {"result": "failed" if done.returncode else "passed", "detail": detail}
 
@@ -104,9 +103,7 @@ def write(
     print(f"{out / 'gpu-check.json'} and {out / 'gpu-check.md'}")
 
 
-def page(
-    about: dict[str, Any], tests: dict[str, Any], sanitizer: dict[str, str], measured: list[rows.Row]
-) -> str:
+def page(about: dict[str, Any], tests: dict[str, Any], sanitizer: dict[str, str], measured: list[rows.Row]) -> str:
     """The Markdown page: the machine, the tests, the tables."""
     names = ("gpu", "driver", "cuda", "torch", "triton", "python", "cpu", "diffkern", "commit", "command")
     lines = [f"- {name}: {about.get(name) or 'unknown'}" for name in names]

@@ -1,9 +1,9 @@
 """The cases of the table of GPU kernels: what is called on which tensors, and what share of a copy it is to reach.
 
 A case makes a set of inputs, tensors by name, of which both sides are functions: `fused`, which is diffkern's op, and
-`composition`, what a good user writes. `prepared` turns either into the call that is timed. `passes` is how often a tensor of
-x's size is read or written at the least, which is all that is counted: an implementation that must read x twice gets
-no credit for it.
+`composition`, what a good user writes. `prepared` turns either into the call that is timed. `passes` is how often a
+tensor of x's size is read or written at the least, which is all that is counted: an implementation that reads x twice
+gets no credit for it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ COMPILED = "torch.compile, max-autotune"
 _MODE = "max-autotune-no-cudagraphs"
 _COPY_BYTES = 2**29
 _CHECKED_SAMPLES = 2
-_IN_TURNS = "CUDA events around a turn through inputs larger than the second-level cache, with a copy's in the same round"
+_IN_TURNS = "CUDA events around a turn through inputs larger than the second-level cache, copies in the same round"
 _IN_A_GRAPH = "CUDA events around a graph of many calls"
 
 
@@ -98,7 +98,7 @@ def check(case: Case, inputs: Inputs) -> None:
 
 
 def memory_needed(case: Case, sets: int) -> int:
-    """An upper bound: inputs in every format, and what diffkern, eager and compiled code keep and write for each set."""
+    """A generous estimate: inputs in every format, and what each side keeps and writes for each set."""
     one = _bytes(case.inputs("meta", case.formats[0]))
     written = (case.passes + 1) * case.x_bytes
     return (sets + 1) * (len(case.formats) * one + (len(case.formats) + 2) * written)
