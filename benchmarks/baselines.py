@@ -12,21 +12,21 @@ class Unavailable(Exception):
     """A side of a comparison that cannot run here; the message becomes the row's reason."""
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile(function, fullgraph=True) for one set of shapes, compiled at the first call.
+def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
+    """torch.compile(function, fullgraph=True, mode=mode) for one set of shapes, compiled at the first call.
 
     That call raises `Unavailable` if there is no working compiler.
     """
     torch._dynamo.reset()  # each benchmark compiles for itself; recompilations are not to add up to dynamo's limit
-    fast = torch.compile(function, fullgraph=True, dynamic=False)
+    fast = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
     ready = False
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
         nonlocal ready
         if ready:
-            return fast(*arguments)
+            return fast(*arguments, **named)
         try:
-            result = fast(*arguments)
+            result = fast(*arguments, **named)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise Unavailable(f"torch.compile failed: {first_line(error)}") from error
         ready = True

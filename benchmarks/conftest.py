@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import rows
+from benchmarks import gpu_measure, rows
 from benchmarks.compare import measure, measure_copy_bandwidth
+from benchmarks.gpu_kernels import Case
 from benchmarks.machine import machine
-from benchmarks.report import table
+from benchmarks.report import tables
 
 _ROWS: list[rows.Row] = []
 
@@ -69,10 +70,43 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, device: str, copy_ba
     return run
 
 
+@pytest.fixture(scope="session")
+def gpu_copy(device: str) -> gpu_measure.Copy:
+    """What a kernel's share of a copy's bandwidth is measured beside."""
+    if device == "cpu":
+        pytest.skip("the table of GPU kernels is measured with --device cuda")
+    return gpu_measure.Copy(device)
+
+
+@pytest.fixture
+def gpu_table(benchmark: Any, request: pytest.FixtureRequest, gpu_copy: gpu_measure.Copy) -> Callable[[Case], None]:
+    """gpu_table(case): its rows, see `benchmarks.gpu_measure.measure`. Once a test; skipped on a CPU."""
+
+    def run(case: Case) -> None:
+        torch.cuda.empty_cache()
+        found = gpu_measure.measure(
+            case,
+            device="cuda",
+            copy=gpu_copy,
+            rounds=request.config.getoption("--rounds"),
+            cache_bytes=torch.cuda.get_device_properties().L2_cache_size,
+            memory=torch.cuda.mem_get_info()[0],
+        )
+        _ROWS.extend(found)
+        timed = rows.measured(found)
+        if not timed:
+            pytest.skip(found[0]["skipped"])
+        benchmark.extra_info["rows"] = timed
+        # pytest-benchmark's own file wants a time that it took itself: a copy's will do.
+        benchmark.pedantic(lambda: (gpu_copy.turn(), torch.cuda.synchronize()), rounds=1, iterations=1)
+
+    return run
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not _ROWS:
         return
-    out, text = config.getoption("--out"), table(_ROWS)
+    out, text = config.getoption("--out"), tables(_ROWS)
     terminalreporter.write_line("")
     terminalreporter.write_line(text)
     rows.save(out / "bench.json", machine(config.getoption("--device"), config.getoption("--command")), _ROWS)

@@ -6,7 +6,8 @@ Each takes the same inputs as the op or the loop it stands against and gives the
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -54,9 +55,16 @@ def q_sample(x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor, noise: Tensor
     return signal[t].view(-1, 1, 1, 1) * x0 + sigma[t].view(-1, 1, 1, 1) * noise
 
 
-def diffusion_loss_and_grad(output: Tensor, noise: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The loss per sample against a stored ε, and the gradient of scale·Σ of it; output is a leaf."""
-    loss = F.mse_loss(output, noise, reduction="none").mean((1, 2, 3))
+def diffusion_loss(output: Tensor, noise: Tensor) -> Tensor:
+    """Per sample, against a stored ε."""
+    return F.mse_loss(output, noise, reduction="none").mean((1, 2, 3))
+
+
+def diffusion_loss_and_grad(
+    output: Tensor, noise: Tensor, scale: float, loss_of: Callable[[Tensor, Tensor], Tensor] = diffusion_loss
+) -> tuple[Tensor, Tensor]:
+    """The loss per sample, and the gradient of scale·Σ of it; output is a leaf."""
+    loss = loss_of(output, noise)
     return loss, torch.autograd.grad(scale * loss.sum(), output)[0]
 
 
@@ -108,6 +116,26 @@ class DDIMStep:
             x0 = x0.clamp(-s, s) / s
         eps = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
         return alpha_prev.sqrt() * x0 + (1 - alpha_prev).sqrt() * eps
+
+
+class DPMSolver2MStep:
+    """A row of DPM-Solver++(2M) but the first and last (Lu et al. 2022, arXiv 2211.01095, algorithm 2, x0 clipped)."""
+
+    def __init__(self, process: GaussianProcess, steps: int) -> None:
+        self.alphas_cumprod = [float(process.alphas_cumprod[t]) for t in process.spaced(steps)[::-1]]
+
+    def __call__(self, x: Tensor, eps: Tensor, previous: Tensor, row: int) -> tuple[Tensor, Tensor]:
+        """x_{t−1}, and this row's x0, which is the next one's `previous`."""
+        last, here, to = (self.alphas_cumprod[row + offset] for offset in (-1, 0, 1))
+        h, h_last = _half_log_snr(to) - _half_log_snr(here), _half_log_snr(here) - _half_log_snr(last)
+        x0 = ((x - (1 - here) ** 0.5 * eps) / here**0.5).clamp(-1, 1)
+        slope = h / (2 * h_last)
+        d = (1 + slope) * x0 - slope * previous
+        return ((1 - to) / (1 - here)) ** 0.5 * x - to**0.5 * math.expm1(-h) * d, x0
+
+
+def _half_log_snr(alpha_cumprod: float) -> float:
+    return 0.5 * math.log(alpha_cumprod / (1 - alpha_cumprod))
 
 
 def rescaled_guidance(output: Tensor, scale: float, phi: float) -> Tensor:

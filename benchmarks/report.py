@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks import goals
 from benchmarks.rows import Row, key, measured
 
 # One row in fourteen of the same code, run twice on a shared machine (benchmarks/results), differs by more than this.
 SLOWER = 1.25
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """`table`, and before it, where rows have goals, what came of these."""
+    return "\n\n".join(filter(None, [goals.table(rows), table(rows)]))
 
 
 def table(rows: Sequence[Row]) -> str:
