@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import diffkern
 from diffkern import backends
-from diffkern.ops import _registry, group_norm, philox_normal, q_sample, solver_step
+from diffkern.ops import _registry, group_norm, q_sample, solver_step
 from tests.ops import programs
 
 X = torch.linspace(-1, 1, 2 * 4 * 3 * 5).reshape(2, 4, 3, 5)
@@ -85,8 +86,29 @@ def test_a_backend_asked_for_by_name_raises_where_it_cannot_run():
         with pytest.raises(RuntimeError, match="CPU tensors, this one is on meta"):
             group_norm(X.to("meta"), 2)
         q_sample(X.double(), torch.tensor([0, 0]), torch.ones(1), torch.ones(1), seed=1)
-    with backends.use_backend("triton"), pytest.raises(RuntimeError, match=r"'triton' was asked for .*no Triton"):
-        philox_normal((2, 3), 1)
+
+
+def test_triton_asked_for_raises_where_it_cannot_run(run_python):
+    code = (
+        "import torch\nfrom diffkern.ops import philox_normal\n"
+        "try:\n philox_normal((2, 3), 1, device='cpu')\nexcept RuntimeError as error: print(error)"
+    )
+    error = run_python(code, DIFFKERN_BACKEND="triton")
+    assert error.startswith("the backend 'triton' was asked for and cannot run philox_normal: ")
+    assert re.search("no CUDA device|triton does not import|for CUDA tensors, this one is on cpu", error)
+
+
+@pytest.mark.skipif(backends.unavailable("triton") is not None, reason="no Triton")
+def test_interpreted_kernels_run_only_where_they_are_asked_for(run_python):
+    code = (
+        "import torch\nfrom diffkern import backends\nfrom diffkern.ops import channel_rms_norm\n"
+        "x = torch.ones(1, 2, 3)\n"
+        "print(backends.explain('channel_rms_norm', x)); print(backends.explain('channel_rms_norm', x.double()))\n"
+        "with backends.use_backend('triton'): print(backends.explain('channel_rms_norm', x))"
+    )
+    by_itself, double, asked = run_python(code, TRITON_INTERPRET="1").splitlines()
+    assert "channel_rms_norm: triton" not in by_itself + double
+    assert asked == "channel_rms_norm: triton (asked for)"
 
 
 def test_explain_says_which_and_why():
@@ -98,10 +120,9 @@ def test_explain_says_which_and_why():
     with backends.use_backend("reference"):
         assert backends.explain("group_norm", X, 2) == "group_norm: reference (asked for)"
     with backends.use_backend("triton"):
-        assert (
-            backends.explain("q_sample")
-            == f"q_sample: triton (asked for), which cannot run: {backends.unavailable('triton')}"
-        )
+        reason = backends.unavailable("triton")
+        cannot = f", which cannot run: {reason}" if reason else ""
+        assert backends.explain("q_sample") == f"q_sample: triton (asked for){cannot}"
     for name in _registry.OPS:
         assert backends.explain(name).startswith(f"{name}: ")
     with pytest.raises(ValueError, match=r"op must be one of .*group_norm.*got 'softmax'"):

@@ -10,6 +10,29 @@ from diffkern.ops import _registry
 from tests.ops.cases import BACKENDS
 
 
+# What takes Triton's interpreter a minute and more, because of its sizes or its number of samples (a program takes some
+# 25 ms whatever its size). Values, shapes, layouts and dtypes are in the contract, which is interpreted in smaller cells.
+SLOWLY_INTERPRETED = {
+    "test_batches_may_be_split_anywhere",
+    "test_every_shape",
+    "test_float32_against_mpmath",
+    "test_float32_gradients_are_those_of_float64",
+    "test_large_samples",
+    "test_noise_from_a_counter",
+    "test_one_value_a_group_has_no_gradient",
+    "test_words_are_those_of_the_counter",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        arguments = getattr(item, "callspec", None)
+        interpreted = arguments is not None and arguments.params.get("backend") == "triton"
+        if interpreted and getattr(item, "originalname", "") in SLOWLY_INTERPRETED:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every op inside the test runs on this backend, or raises."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from diffkern.ops._triton import autotune
+from diffkern.ops._triton import autotune, launch
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,28 @@ def test_the_heuristic_stays_without_it(clock, monkeypatch):
     monkeypatch.delenv("DIFFKERN_AUTOTUNE")
     assert tuned() == CANDIDATES[0]
     assert clock.asked == 0
+
+
+class Kernel:
+    """Notes with how many warps it is launched."""
+
+    __name__ = "a_kernel"
+
+    def __init__(self):
+        self.seen = []
+
+    def __getitem__(self, grid):
+        return lambda num_warps, maxnreg, **arguments: self.seen.append((num_warps, maxnreg))
+
+
+def test_a_launch_tries_half_and_twice_the_warps(clock, monkeypatch):
+    monkeypatch.setattr(autotune, "seconds", lambda run: {2: 2.0, 4: 3.0, 8: 1.0}[run.args[0].num_warps])
+    monkeypatch.setattr(launch, "_current", lambda device: nullcontext())
+    kernel = Kernel()
+    arguments = {"x": torch.ones(3), "seed": 5, "BLOCK": 64}
+    launch.launch(kernel, 1, GPU, num_warps=4, registers=128, **arguments)
+    launch.launch(kernel, 1, GPU, num_warps=4, registers=128, **arguments | {"seed": 6})
+    assert kernel.seen == [(8, None)] * 2
+    launch.launch(kernel, 1, GPU, num_warps=4, registers=128, repeatable=False, **arguments)
+    assert kernel.seen[2:] == [(4, 128)]
+    assert len(autotune._table(autotune.cache_file(GPU))) == 1

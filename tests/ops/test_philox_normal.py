@@ -71,9 +71,10 @@ def test_storage_types_are_the_rounded_normals(backend, dtype):
     actual = philox_normal((2, 3, 33, 35), 3, dtype=dtype)
     assert actual.dtype == dtype
     spacing = torch.finfo(dtype).eps * double.abs().clamp_min(torch.finfo(dtype).tiny)
-    # In 16 bits the Triton kernel's logarithm and root are approximations, to 3e-6 of the normal.
-    allowed = 2 if dtype == torch.float32 else 0.505 if backend == "triton" else 0.501
-    assert bool(((actual.double() - double).abs() <= spacing * allowed).all())
+    # In 16 bits the Triton kernel's logarithm, root, sine and cosine are approximations, together off by 2e-6.
+    fast = backend == "triton" and dtype in (torch.bfloat16, torch.float16)
+    allowed = spacing * (2 if dtype == torch.float32 else 0.501) + (2e-6 if fast else 0.0)
+    assert bool(((actual.double() - double).abs() <= allowed).all())
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 7), (3, 5, 6), (6, 3, 17, 19), (4, 2, 3, 5, 7), (3, 130, 9, 9)])

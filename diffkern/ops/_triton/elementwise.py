@@ -45,7 +45,7 @@ class Tiling:
 
     programs: int
     num_warps: int
-    arguments: dict[str, int]
+    arguments: dict[str, Any]
 
 
 def tiling(x: Tensor, generates: bool, chosen: Elementwise | None = None) -> Tiling:
@@ -64,7 +64,7 @@ def shape_tiling(shape: SampleShape, generates: bool, chosen: Elementwise) -> Ti
         if order == PIXELS:
             width = min(next_power_of_2(channels), 8)
             blocks = cdiv(channels, width) * cdiv(pixels // 4, chosen.elements // 4 // width)
-    arguments = {
+    arguments: dict[str, Any] = {
         "blocks": blocks,
         "size": size,
         "channels": channels,
@@ -81,7 +81,7 @@ def torch_tiling(x: Tensor, draws: TorchDraws, chosen: Elementwise | None = None
     _, channels, pixels, _ = sample_shape(x)
     chosen = chosen or choose(x.numel(), x.device)
     blocks = cdiv(draws.threads, chosen.elements // 4)
-    arguments = {
+    arguments: dict[str, Any] = {
         "blocks": blocks,
         "size": channels * pixels,
         "channels": draws.threads,

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from diffkern import backends
 from diffkern.ops._noise import capturing
+from diffkern.ops._triton import autotune
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 if INTERPRETED:
@@ -55,19 +57,53 @@ def launch(
     *,
     num_warps: int = 4,
     registers: int | None = None,
+    repeatable: bool = True,
     **arguments: Any,
 ) -> None:
     """Runs `grid` programs of the kernel on the device's current stream; no programs, no launch.
 
-    registers: the most that a thread may have, so that more programs share a multiprocessor.
+    registers: the most that a thread may have, so that more programs share a multiprocessor. repeatable: whether it
+    does the same when run again, so that autotuning may.
     """
     if grid == 0:
         return
     if _recorder is not None:
         _recorder.append(Launch(kernel, grid, arguments, num_warps, registers))
         return
+
+    def run(warps: Warps) -> None:
+        kernel[(grid,)](num_warps=warps.num_warps, maxnreg=warps.registers, **arguments)
+
     with _current(device):
-        kernel[(grid,)](num_warps=num_warps, maxnreg=registers, **arguments)
+        warps = Warps(num_warps, registers)
+        if repeatable and autotune.enabled():
+            warps = autotune.tuned(kernel.__name__, _key(arguments), others(warps), warps, run, device)
+        run(warps)
+
+
+@dataclass(frozen=True)
+class Warps:
+    """num_warps: of a program. registers: the most of a thread, or None for as many as it takes."""
+
+    num_warps: int
+    registers: int | None
+
+
+def others(warps: Warps) -> list[Warps]:
+    """What autotuning tries beside a choice: half and twice as many warps, which changes the order of sums at most."""
+    return [Warps(n, None) for n in (warps.num_warps // 2, warps.num_warps * 2) if 1 <= n <= 32]
+
+
+_OF_A_CALL = ("seed", "draw", "call", "stream")  # numbers that say nothing of the work
+
+
+def _key(arguments: dict[str, Any]) -> list[object]:
+    """What may make another choice the fastest: sizes, what is compiled in, and dtypes."""
+    return [
+        str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else f"{name}={value}"
+        for name, value in sorted(arguments.items())
+        if isinstance(value, Tensor) or (isinstance(value, int) and name not in _OF_A_CALL)
+    ]
 
 
 def _current(device: torch.device) -> Any:

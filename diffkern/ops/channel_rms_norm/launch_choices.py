@@ -44,7 +44,7 @@ def backward(
 def _tile(channels: int, pixels: int, itemsize: int, channels_last: bool) -> tuple[int, int]:
     """(lanes, rows). In a contiguous tensor a row of pixels is no less than a sector of memory, 32 bytes."""
     lanes = next_power_of_2(channels)
-    rows = _TILE // lanes
+    rows = min(_TILE // lanes, 256)
     if not channels_last and lanes <= 2048:
         rows = max(rows, 32 // itemsize)
     return lanes, min(max(rows, 1), next_power_of_2(pixels))

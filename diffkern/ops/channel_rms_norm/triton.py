@@ -20,7 +20,7 @@ from diffkern.ops._triton import launch
 from diffkern.ops._triton.channels import per_channel, per_sample
 from diffkern.ops._triton.columns import column_sums
 from diffkern.ops.channel_rms_norm import launch_choices
-from diffkern.ops.channel_rms_norm._triton_kernels import channel_rms_norm_backward_kernel, channel_rms_norm_kernel
+from diffkern.ops.channel_rms_norm._triton.kernels import channel_rms_norm_backward_kernel, channel_rms_norm_kernel
 
 
 def channel_rms_norm(

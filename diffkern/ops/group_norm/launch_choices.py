@@ -48,7 +48,7 @@ def choose(
     device: torch.device,
     tensors: int = 1,
 ) -> Slabs:
-    """For groups of per_group channels. tensors: how many values of each element a program holds (2: x and dy).
+    """For groups of per_group channels. tensors: how many values of each element a program has room for.
 
     Channels last, a slice is up to 128 bytes of a pixel and, but for small inputs, no less than 16; interpreted, a
     program costs the same whatever its size.
@@ -67,7 +67,8 @@ def choose(
         if fitting:
             enough = (w for w in fitting if samples * groups * per_group // w >= wanted)
             return _resident(next(enough, fitting[-1] if small else fitting[0]), rows, tensors)
-    return _split(samples, groups * per_group, widths[0] if channels_last else per_group, pixels, wanted)
+    wide = [w for w in widths if samples * (groups * per_group // w) * _MOST_CHUNKS >= wanted] or widths[-1:]
+    return _split(samples, groups * per_group, wide[0] if channels_last else per_group, pixels, wanted)
 
 
 def _resident(width: int, rows: int, tensors: int) -> Slabs:

@@ -24,12 +24,12 @@ from diffkern.ops._triton import launch
 from diffkern.ops._triton.channels import per_channel, per_sample
 from diffkern.ops._triton.columns import column_sums
 from diffkern.ops.group_norm import launch_choices
-from diffkern.ops.group_norm._triton_backward import (
+from diffkern.ops.group_norm._triton.backward import (
     group_norm_backward_apply_kernel,
     group_norm_backward_kernel,
     group_norm_backward_partials_kernel,
 )
-from diffkern.ops.group_norm._triton_forward import (
+from diffkern.ops.group_norm._triton.forward import (
     group_norm_apply_kernel,
     group_norm_kernel,
     group_norm_partials_kernel,
@@ -58,10 +58,18 @@ def group_norm(
     if y.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     per_group = channels // num_groups
-    slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device)
+    # An offset and the planes of a second tensor take registers too, as many as a second value of each element.
+    tensors = 1 if channels_last or (skip is None and offset is None) else 2
+    slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device, tensors)
     arguments = _slab_arguments(slabs, x, skip, num_groups)
     modulation = per_channel(weight=weight, bias=bias) | per_sample(scale=scale, shift=shift)
-    results: dict[str, Any] = {"y": y, "mean_out": mean, "rstd_out": rstd, "eps": eps, "values": float(per_group * pixels)}
+    results: dict[str, Any] = {
+        "y": y,
+        "mean_out": mean,
+        "rstd_out": rstd,
+        "eps": eps,
+        "values": float(per_group * pixels),
+    }
     programs = samples * (channels // slabs.width) * slabs.chunks
     how: dict[str, Any] = {"num_warps": slabs.num_warps, "registers": slabs.registers}
     if slabs.resident:
@@ -126,7 +134,8 @@ def group_norm_backward(
     dy = dy.to(x.dtype)
     dy = dy.movedim(1, -1).contiguous() if channels_last else dy.contiguous()
     per_group = channels // num_groups
-    slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device, 2)
+    tensors = 2 if skip is None and offset is None else 4
+    slabs = launch_choices.choose(samples, num_groups, per_group, pixels, x.itemsize, channels_last, x.device, tensors)
     # What each sample gives to the gradients of weight and bias; those of (N, C) parameters are written as they are.
     of_batch = [
         None if p is None else torch.empty(1, samples, channels, dtype=torch.float32, device=x.device)

@@ -254,6 +254,7 @@ def solver_step(
         tiles.programs,
         x.device,
         num_warps=tiles.num_warps,
+        repeatable=False,  # x' may lie over x, slots over themselves
         **arguments,
         slots=history,
         slot_strides=tuple(slot.stride(0) for slot in history),

@@ -1,4 +1,4 @@
-"""The kernels of group_norm's forward pass. What the arguments are stands in triton.py."""
+"""The kernels of group_norm's forward pass. What the arguments are stands in ../triton.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from diffkern.ops._triton.arithmetic import sigmoid
 from diffkern.ops._triton.channels import affine, parameter
-from diffkern.ops.group_norm._triton_tile import load, over_group, place, store
+from diffkern.ops.group_norm._triton.tile import load, over_group, place, store
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def group_norm_partials_kernel(
     mean = tl.zeros([ROWS, LANES], tl.float32)
     m2 = tl.zeros([ROWS, LANES], tl.float32)
     count = tl.zeros((), tl.float32)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=3):
         of_rows = p < here - tile * ROWS
         inside = of_rows[:, None] & of_lanes[None, :]
         v = load(
@@ -206,7 +206,7 @@ def group_norm_apply_kernel(
     added = tl.zeros([LANES], tl.float32)
     if offset is not None:
         added = parameter(offset, n, c, of_lanes, offset_sample, offset_channel)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=3):
         at = first + tile * ROWS
         inside = (p < pixels - at)[:, None] & of_lanes[None, :]
         v = load(x, skip, n, at, p, c, inside, pixels, x_channels, channels, CHANNELS_LAST, SKIP).to(tl.float32)

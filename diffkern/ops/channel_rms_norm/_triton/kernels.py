@@ -1,4 +1,4 @@
-"""The kernels of channel_rms_norm (docs/channel_rms_norm.md). What the arguments are stands in triton.py."""
+"""The kernels of channel_rms_norm (docs/channel_rms_norm.md). What the arguments are stands in ../triton.py."""
 
 from __future__ import annotations
 

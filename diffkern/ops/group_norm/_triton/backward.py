@@ -1,4 +1,4 @@
-"""The kernels of group_norm's backward pass (docs/group_norm.md). What the arguments are stands in triton.py."""
+"""The kernels of group_norm's backward pass (docs/group_norm.md). What the arguments are stands in ../triton.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from diffkern.ops._triton.arithmetic import sigmoid
 from diffkern.ops._triton.channels import addresses, affine, parameter
-from diffkern.ops.group_norm._triton_tile import load, over_group, place, store
+from diffkern.ops.group_norm._triton.tile import load, over_group, place, store
 
 
 @triton.jit
@@ -182,7 +182,7 @@ def group_norm_backward_partials_kernel(
     of_dz = tl.zeros([ROWS, LANES], tl.float32)
     of_dz_xhat = tl.zeros([ROWS, LANES], tl.float32)
     of_xhat = tl.zeros([ROWS, LANES], tl.float32)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=3):
         at = (chunk.to(tl.int64) * tiles + tile) * ROWS
         of_rows = p < pixels - at
         inside = of_rows[:, None] & of_lanes[None, :]
@@ -279,7 +279,7 @@ def group_norm_backward_apply_kernel(
     added = tl.zeros([LANES], tl.float32)
     if offset is not None:
         added = parameter(offset, n, c, of_lanes, offset_sample, offset_channel)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=3):
         at = (chunk.to(tl.int64) * tiles + tile) * ROWS
         inside = (p < pixels - at)[:, None] & of_lanes[None, :]
         v = load(x, skip, n, at, p, c, inside, pixels, x_channels, channels, CHANNELS_LAST, SKIP).to(tl.float32)
