@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -92,7 +92,7 @@ def interleave_turns(
     is not counted; on a CPU by the wall clock.
     """
     measure = _queued(variants) if device == "cuda" else _wall_clock
-    return _in_turn(variants, rounds, warmup, lambda turn: measure(turn) / len(turn.calls))
+    return _in_turn(variants, rounds, warmup, lambda turn: measure(turn) / len(cast(Rotation, turn).calls))
 
 
 def interleave_graphs(
