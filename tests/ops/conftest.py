@@ -13,6 +13,8 @@ from tests.ops.cases import BACKENDS
 # whatever its size). Values, shapes, layouts and dtypes are in the contract, which is interpreted in smaller cells.
 SLOWLY_INTERPRETED = {
     "test_batches_may_be_split_anywhere",
+    "test_batches_of_256",
+    "test_every_combination",
     "test_every_shape",
     "test_float32_against_mpmath",
     "test_float32_gradients_are_those_of_float64",

@@ -11,6 +11,7 @@ from diffkern.ops._triton.launch import INTERPRETED, cdiv, multiprocessors, next
 MOST_LANES = 2**15  # channels of a pixel; more leave no room in a tile
 
 _TILE = 4096
+_MOST = 8192  # values of x, and as many of dy; twice that spills
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def backward(
 ) -> Rows:
     """A program several tiles, whose sums over the pixels it keeps: as few programs as keep the device busy."""
     lanes, rows = _tile(channels, pixels, itemsize, channels_last)
+    rows = max(min(rows, _MOST // lanes), 1)
     all_tiles = cdiv(pixels, rows)
     wanted = 1 if INTERPRETED else 4 * multiprocessors(device)
     tiles = cdiv(all_tiles, min(cdiv(wanted, samples), all_tiles))
