@@ -34,6 +34,7 @@ def compiled(tmp_path_factory):
 def test_nothing_spills_and_float64_has_its_reason(compiled):
     table, printed = compiled
     assert printed.splitlines()[-1].startswith(f"{len(table['rows'])} kernels compiled, 0 problems"), printed
+    assert not any(row["stack"] for row in table["rows"])
     assert len(table["rows"]) <= FEW
 
 
