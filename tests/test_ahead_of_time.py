@@ -61,3 +61,49 @@ def test_interpreted_kernels_are_not_compiled():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "TRITON_INTERPRET is set" in done.stderr
+
+
+LAUNCHER = """
+import torch
+import triton.compiler
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Driver:
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+
+class Compiled:
+    function = packed_metadata = None
+    def launch_metadata(self, *arguments): return None
+    def run(self, *arguments): launched.append(source)
+
+def compile(compiled_source, **options):
+    global source
+    source = compiled_source
+    return Compiled()
+
+driver.set_active(Driver())
+triton.compiler.compile = compile
+launched = []
+
+from benchmarks.ahead_of_time import Work, specialised
+from diffkern.ops._triton.launch import launch
+
+for case, noted in Work(True).launches:
+    noted.kernel.device_caches.clear()
+    options = {"num_warps": noted.num_warps, "registers": noted.registers}
+    assert set(noted.arguments) == set(noted.kernel.arg_names), noted.kernel.__name__
+    launch(noted.kernel, noted.grid, torch.device("cpu"), **options, **noted.arguments)
+    signature, constants, attributes = specialised(noted)
+    assert launched[-1].signature == signature, case
+    assert set(launched[-1].constants) == set(constants), case
+    assert {path for path, value in launched[-1].attrs.items() if value} == set(attributes), case
+print(len(launched))
+"""
+
+
+def test_tritons_own_launcher_takes_the_launches_and_specialises_them_alike(run_python, compiled):
+    """Without a GPU: its driver and its compiler are stand-ins, what lies between the call and them is Triton's."""
+    assert int(run_python(LAUNCHER, timeout=300)) == len(compiled[0]["rows"])

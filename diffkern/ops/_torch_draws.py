@@ -141,7 +141,7 @@ def cuda_draws(like: Tensor, generator: torch.Generator) -> TorchDraws | None:
         like.is_cuda
         and generator.device == like.device
         and like.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and 0 < like.numel() < 2**31
+        and 0 < like.nbytes < 2**31  # torch draws a larger one in halves, each from an offset of its own
         and (like.is_contiguous() or is_channels_last(like))
         and not torch.cuda.is_current_stream_capturing()
         and _cuda_draws_equal_torchs(like.device)
@@ -150,12 +150,13 @@ def cuda_draws(like: Tensor, generator: torch.Generator) -> TorchDraws | None:
 
 
 def _advanced(like: Tensor, generator: torch.Generator) -> TorchDraws:
-    state = generator.get_state()
-    seed, offset = state.view(torch.int64).tolist()
     threads = cuda_threads(like.numel(), like.device)
     calls = -(-like.numel() // (4 * threads))
-    state.view(torch.int64)[1] = offset + 4 * calls
-    generator.set_state(state)
+    with _DRAWING:
+        state = generator.get_state()
+        seed, offset = state.view(torch.int64).tolist()
+        state.view(torch.int64)[1] = offset + 4 * calls
+        generator.set_state(state)
     return TorchDraws(seed, offset // 4, threads)
 
 
@@ -173,7 +174,7 @@ def _cuda_draws_equal_torchs(device: torch.device) -> bool:
 
     ours, torchs = (torch.Generator(device).manual_seed(7) for _ in range(2))
     for numel in (12, 4 * cuda_threads(2**31, device) + 5):
-        expected = torch.empty(numel, device=device).normal_(generator=torchs)
+        expected = torch.empty(numel, dtype=torch.float32, device=device).normal_(generator=torchs)
         drawn = torch_normal(expected, _advanced(expected, ours))
         if not torch.allclose(drawn, expected, rtol=1e-6, atol=2e-6):
             return False

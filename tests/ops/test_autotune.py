@@ -59,6 +59,15 @@ def test_the_fastest_is_measured_once_for_each_key(clock):
     assert tuned(("8×8",)) == Choice(2048)
 
 
+def test_the_heuristics_choice_may_be_the_fastest_and_is_remembered_too(clock):
+    clock.microseconds = {512: 1.0, 1024: 2.0, 2048: 3.0}
+    for _ in range(2):
+        found = autotune.tuned("a_kernel", (), CANDIDATES[1:], CANDIDATES[0], lambda choice: None, GPU)
+        assert found == Choice(512)
+        asked = clock.asked
+    assert asked == 3
+
+
 def test_another_process_reads_it_from_disk(clock):
     tuned()
     autotune._table.cache_clear()
@@ -95,12 +104,13 @@ class Kernel:
     """Notes with how many warps it is launched."""
 
     __name__ = "a_kernel"
+    arg_names = ("x", "seed", "BLOCK")
 
     def __init__(self):
         self.seen = []
 
     def __getitem__(self, grid):
-        return lambda num_warps, maxnreg, **arguments: self.seen.append((num_warps, maxnreg))
+        return lambda *arguments, num_warps, maxnreg: self.seen.append((num_warps, maxnreg))
 
 
 def test_a_launch_tries_half_and_twice_the_warps(clock, monkeypatch):

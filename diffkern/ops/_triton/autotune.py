@@ -42,7 +42,7 @@ def tuned(
     name = f"{kernel} {' '.join(map(str, key))}"
     path = cache_file(device)
     remembered = _table(path).get(name)
-    for candidate in candidates:
+    for candidate in (default, *candidates):
         if asdict(candidate) == remembered:
             return candidate
     fastest = min((default, *candidates), key=lambda candidate: seconds(functools.partial(run, candidate)))

@@ -72,7 +72,9 @@ def launch(
         return
 
     def run(warps: Warps) -> None:
-        kernel[(grid,)](num_warps=warps.num_warps, maxnreg=warps.registers, **arguments)
+        # By position: Triton takes a keyword called `stream` for an option of its own.
+        values = [arguments[name] for name in kernel.arg_names]
+        kernel[(grid,)](*values, num_warps=warps.num_warps, maxnreg=warps.registers)
 
     with _current(device):
         warps = Warps(num_warps, registers)
@@ -112,22 +114,21 @@ def _current(device: torch.device) -> Any:
     return torch.cuda.device(device)
 
 
-_tickets: dict[tuple[torch.device, int], Tensor] = {}
+_tickets: dict[torch.device, Tensor] = {}
 
 
 def tickets(samples: int, device: torch.device) -> Tensor:
     """int32 zeros, `samples` or more, for the programs of a sample to draw from; the kernel leaves zeros behind.
 
-    One tensor for each stream, on which kernels follow each other. A graph being captured gets its own, which it
-    zeroes whenever it runs.
+    One tensor is kept for the default stream, on which kernels follow each other. Calls on other streams, and graphs
+    being captured, get their own: what is made there may lie in a graph's memory, which must not be kept.
     """
-    if capturing(device):
-        return torch.zeros(samples, dtype=torch.int32, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    kept = _tickets.get((device, stream))
+    if stream or capturing(device):
+        return torch.zeros(samples, dtype=torch.int32, device=device)
+    kept = _tickets.get(device)
     if kept is None or kept.shape[0] < samples:
-        kept = torch.zeros(max(samples, 1024), dtype=torch.int32, device=device)
-        _tickets[device, stream] = kept
+        kept = _tickets[device] = torch.zeros(max(samples, 1024), dtype=torch.int32, device=device)
     return kept
 
 

@@ -41,8 +41,9 @@ def place(program, blocks, size, channels, pixels, BLOCK: tl.constexpr, ORDER: t
         element = call * 4 * channels + thread
         elements = tl.reshape(element[:, None] + (tl.arange(0, 4) * channels)[None, :], [BLOCK])
         drawn = tl.reshape(tl.broadcast_to((thread < channels)[:, None], [BLOCK // 4, 4]), [BLOCK])
-        n = elements // size
-        return n, call * 0, elements - n * size, drawn & (elements < pixels), thread.to(tl.uint32), call
+        inside = drawn & (elements < pixels)
+        n = tl.where(inside, elements // size, 0)  # what is outside is of no sample
+        return n, call * 0, elements - n * size, inside, thread.to(tl.uint32), call
     n = (program // blocks).to(tl.int64)
     base, offsets, inside, counter, lane = place_in_sample(
         program % blocks, size, channels, pixels, BLOCK, ORDER, WIDTH

@@ -77,7 +77,7 @@ def dynamic_threshold_kernel(
     equal = size
     for step in tl.static_range(4):
         counts = tl.zeros([256], tl.int32)
-        start = 0
+        start = tl.full((), 0, tl.int64)
         while start < size:
             inside = offsets < size - start
             bits = _magnitudes(
@@ -97,7 +97,7 @@ def dynamic_threshold_kernel(
     above = found
     if (among + 1 == equal) & (rank + 1 < size):
         least = tl.full([BLOCK], _LAST, tl.int32)
-        start = 0
+        start = tl.full((), 0, tl.int64)
         while start < size:
             inside = offsets < size - start
             bits = _magnitudes(

@@ -50,7 +50,7 @@ def guidance_rescale_kernel(
     mean_m = tl.zeros([BLOCK], tl.float64)
     squares_c = tl.zeros([BLOCK], tl.float64)
     squares_m = tl.zeros([BLOCK], tl.float64)
-    start = 0
+    start = tl.full((), 0, tl.int64)
     while start < size:
         inside = offsets < size - start
         u = tl.load(uncond + start + offsets, inside, 0.0).to(tl.float32).to(tl.float64)
