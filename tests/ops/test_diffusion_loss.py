@@ -155,4 +155,4 @@ def test_float64_falls_back_and_says_so():
     for name in ("diffusion_loss", "diffusion_loss_and_grad"):
         extra = {"scale": 1.0} if name == "diffusion_loss_and_grad" else {}
         said = backends.explain(name, output, output, timesteps(2), TABLES, seed=1, **extra)
-        assert said == f"{name}: reference; not native: float64 arithmetic is the reference's"
+        assert said.startswith(f"{name}: reference; not native: float64 arithmetic is the reference's")

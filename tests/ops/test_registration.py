@@ -166,6 +166,8 @@ def test_opcheck(backend, case):
     The last is slow and for one form of each op: test_contract_modes.py compiles the others.
     """
     name, arguments = CASES[case]
+    if backend == "triton" and case == "normal double":
+        pytest.skip("float64 is the reference's, and what is registered runs the backend that is asked for")
     utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
     if backend == "native" and case == TRACED[name]:
         utilities.append("test_aot_dispatch_dynamic")

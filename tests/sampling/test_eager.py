@@ -6,7 +6,7 @@ import torch
 
 from diffkern import backends
 from diffkern.ops import philox_normal
-from diffkern.ops.solver_step import native
+from diffkern.ops.solver_step import places
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.sampling import Sampler, eager
 from diffkern.solvers import build, step_program
@@ -36,8 +36,8 @@ def test_the_kernel_writes_in_place(steps, shape, keep_states, memory_format, mo
     if reason := backends.unavailable("native"):
         pytest.skip(reason)
     asked = []
-    writable = native._writable
-    monkeypatch.setattr(native, "_writable", lambda *args: asked.append(writable(*args)) or asked[-1])
+    writable = places._writable
+    monkeypatch.setattr(places, "_writable", lambda *args: asked.append(writable(*args)) or asked[-1])
     with backends.use_backend("native"):
         images(steps, noise(shape, memory_format), lambda x, row: x.clone(), keep_states=keep_states)
     assert len(asked) == np.count_nonzero(steps.writes >= 0) + steps.num_rows * (not keep_states)
