@@ -24,6 +24,7 @@ from benchmarks.machine import ROOT, machine
 
 # Each op once, in the layout whose addresses are the less obvious ones.
 SANITIZED = ("tests/gpu/test_values.py", "-k", "triton and test_values and bfloat16 and memory_format1")
+COMPILED = {"TRITON_INTERPRET": "0"}  # the tests interpret kernels unless they are told not to
 _SANITIZER_SECONDS = 180
 
 
@@ -70,7 +71,7 @@ def run_sanitizer() -> dict[str, str]:
     tests = [sys.executable, "-m", "pytest", *SANITIZED, "-q", "-p", "no:cacheprovider"]
     command = [program, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "66", *tests]
     # torch's allocator hides what is written beyond a tensor's end within its blocks.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = {**os.environ, **COMPILED, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_SANITIZER_SECONDS
@@ -92,7 +93,7 @@ def run_benchmarks(folder: Path, rounds: int) -> tuple[int, list[rows.Row]]:
 
 def pytest(*arguments: str) -> int:
     command = [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider"]
-    return subprocess.run(command, cwd=ROOT).returncode
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **COMPILED}).returncode
 
 
 def write(

@@ -133,3 +133,17 @@ sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *{gpu_ch
     assert "reference" not in listed
     for name in CALLS:
         assert f"test_values[triton-{name}-" in listed
+
+
+def test_kernels_are_compiled_there_and_not_interpreted(monkeypatch):
+    """The tests interpret them otherwise, on a machine with a GPU too."""
+    seen = []
+
+    def run(command, **options):
+        seen.append(options["env"]["TRITON_INTERPRET"])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(gpu_check.subprocess, "run", run)
+    assert gpu_check.pytest("tests/gpu") == 0
+    assert seen == ["0"]
