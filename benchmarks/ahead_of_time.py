@@ -33,12 +33,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.ahead_of_time_cases import Case, cases
-from benchmarks.machine import ROOT
 from diffkern import backends
 from diffkern.ops._triton.launch import INTERPRETED, Launch, recorded
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-RESULTS = ROOT / "benchmarks" / "results" / "ahead-of-time"
 CAPABILITIES = (80, 90, 100)
 BUDGET_A_BYTE = 132 * 128 * 1.75e9 / 4.3e12  # instructions of one lane
 POINTERS = {
