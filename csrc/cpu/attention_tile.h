@@ -1,0 +1,95 @@
+// The matrix products of attention over a tile: some keys by the queries of a block, of which each has a lane.
+//
+// Queries lie in the lanes of kVectors vectors, and what they are multiplied by, keys' channels or values, is broadcast
+// from panels of kRows. So a product keeps kRows x kVectors sums in registers, and reads for each kRows x kVectors
+// multiplications kVectors vectors and kRows numbers: as many multiplications run as the processor has room for.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace diffkern {
+namespace DIFFKERN_ISA {
+
+#ifdef __AVX512F__
+constexpr int kRows = 8;
+#else
+constexpr int kRows = 4;
+#endif
+constexpr int kMostVectors = 2;
+constexpr int kBlock = kMostVectors * kLanes;  // queries of a block
+
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// The larger of each two; either may be a NaN's.
+DIFFKERN_INLINE f32v larger(f32v a, f32v b) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<f32v>(_mm512_max_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<f32v>(_mm256_max_ps(reinterpret_cast<Register>(a), reinterpret_cast<Register>(b)));
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// 2^x for x up to 100, to 3 float32 epsilons; 0 from 2^-126 (with AVX-512 2^-149) down, NaN stays.
+DIFFKERN_INLINE f32v exp2(f32v x) {
+#ifdef __AVX512F__
+    x = larger(broadcast(-160.0f), x);  // a NaN is the second
+    const f32v n = round(x);
+    const f32v f = x - n;
+#else
+    const i32v vanishes = x < -126.0f;
+    x = vanishes ? broadcast(-126.0f) : x;
+    const f32v t = x + 12582912.0f;  // 1.5 * 2^23: the integer stands in the low bits
+    const f32v f = x - (t - 12582912.0f);
+#endif
+    f32v p = f * 1.32647285e-3f + 9.67151299e-3f;
+    p = p * f + 5.55073358e-2f;
+    p = p * f + 0.240222424f;
+    p = p * f + 0.693147004f;
+    p = p * f + 1.0f;
+#ifdef __AVX512F__
+    return times_power_of_two(p, n);
+#else
+    return vanishes ? f32v{} : p * as_float((as_bits(t) << 23) + 0x3f800000u);
+#endif
+}
+
+// The products of a panel of keys [channel][kRows] with the queries [channel][lane], `channels` long: tile[key][lane].
+template <int kVectors>
+DIFFKERN_INLINE void products(const float* keys, const float* queries, int64_t channels, f32v (&total)[kRows][kVectors]) {
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) total[r][v] = f32v{};
+    for (int64_t c = 0; c < channels; ++c, keys += kRows, queries += kVectors * kLanes) {
+        f32v query[kVectors];
+        for (int v = 0; v < kVectors; ++v) query[v] = load(queries + v * kLanes);
+        for (int r = 0; r < kRows; ++r) {
+            const f32v key = broadcast(keys[r]);
+            for (int v = 0; v < kVectors; ++v) total[r][v] = multiply_add(key, query[v], total[r][v]);
+        }
+    }
+}
+
+// out[channel][lane] = out[channel][lane] factor[lane] + sum over the keys of tile[key][lane] values[key][channel], for
+// a panel of kRows channels. Without `factor` the sum alone.
+template <int kVectors>
+inline void accumulate(const float* tile, const float* values, int64_t keys, const f32v* factor, float* out) {
+    constexpr int kWidth = kVectors * kLanes;
+    f32v total[kRows][kVectors];
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v)
+            total[r][v] = factor ? load(out + r * kWidth + v * kLanes) * factor[v] : f32v{};
+    for (int64_t j = 0; j < keys; ++j, tile += kWidth, values += kRows) {
+        f32v weight[kVectors];
+        for (int v = 0; v < kVectors; ++v) weight[v] = load(tile + v * kLanes);
+        for (int r = 0; r < kRows; ++r) {
+            const f32v value = broadcast(values[r]);
+            for (int v = 0; v < kVectors; ++v) total[r][v] = multiply_add(value, weight[v], total[r][v]);
+        }
+    }
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) store(out + r * kWidth + v * kLanes, total[r][v]);
+}
+
+}  // namespace DIFFKERN_ISA
+}  // namespace diffkern
