@@ -40,25 +40,7 @@ void attend(const Forward& f, float* lse) {
         const int64_t count = f.keys - first < kKeyBlock ? f.keys - first : kKeyBlock;
         f32v highest[kVectors];
         for (int v = 0; v < kVectors; ++v) highest[v] = maximum[v];
-        for (int64_t j = 0; j < count; j += kRows) {
-            f32v product[kRows][kVectors];
-            products<kVectors>(f.packed_keys + (first + j) * f.head_dim, f.queries, f.head_dim, product);
-            float* rows = f.tile + j * kWidth;
-            if (count - j >= kRows) {
-                for (int r = 0; r < kRows; ++r)
-                    for (int v = 0; v < kVectors; ++v) {
-                        store(rows + r * kWidth + v * kLanes, product[r][v]);
-                        highest[v] = larger(highest[v], product[r][v]);
-                    }
-            } else {
-                for (int r = 0; r < kRows; ++r)
-                    for (int v = 0; v < kVectors; ++v) {
-                        if (r >= count - j) continue;
-                        store(rows + r * kWidth + v * kLanes, product[r][v]);
-                        highest[v] = larger(highest[v], product[r][v]);
-                    }
-            }
-        }
+        scores<kVectors>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, highest);
         f32v finite[kVectors], factor[kVectors], part[kVectors];
         for (int v = 0; v < kVectors; ++v) {
             finite[v] = highest[v] == lowest ? f32v{} : highest[v];  // every weight is 0 where every score is -inf
