@@ -52,8 +52,8 @@ def attention_qkv(
     - "qkvhc": [q|k|v][head][channel], guided-diffusion's new order and denoising-diffusion-pytorch;
     - "hcqkv": [head][channel][q|k|v], EDM.
 
-    The channels of the result are [head][channel], its shape (B, heads·d, T) or (B, T, heads·d), its dtype and its order
-    in memory those of qkv. Everything else is as in `attention`. Raises ValueError or TypeError naming the argument.
+    The channels of the result are [head][channel], its shape (B, heads·d, T) or (B, T, heads·d), its dtype and its
+    order in memory those of qkv. Everything else is as in `attention`. Raises ValueError or TypeError naming the argument.
     """
     check_floating("qkv", qkv)
     _check_rank("qkv", qkv, channels_last, "3·heads·d")
