@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkern.ops.attention.views import accumulated_in, by_head, empty_lse, out_like, packed
+from diffkern.ops.attention.views import accumulated_in, by_head, empty_lse, out_like, packed, separate
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, channels_last: bool, with_lse: bool
 ) -> tuple[Tensor, Tensor]:
     out = out_like(q, q.shape[2 if channels_last else 1], channels_last)
-    views = [by_head(x, num_heads, channels_last) for x in (q, k, v)]
+    views = separate(q, k, v, num_heads, channels_last)
     return out, _attend(*views, scale, by_head(out, num_heads, channels_last), with_lse)
 
 
@@ -35,17 +35,19 @@ def attention_backward(
     scale: float,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = tuple(out_like(x, x.shape[2 if channels_last else 1], channels_last) for x in (q, k, v))
-    dout, q, k, v, out = (by_head(x, num_heads, channels_last) for x in (dout, q, k, v, out))
-    _differentiate(dout, q, k, v, out, lse, scale, *(by_head(g, num_heads, channels_last) for g in grads))
-    return grads[0], grads[1], grads[2]
+    channels = q.shape[2 if channels_last else 1]
+    dq, dk, dv = (out_like(x, channels, channels_last) for x in (q, k, v))
+    dout, out = by_head(dout, num_heads, channels_last), by_head(out, num_heads, channels_last)
+    views, grads = (separate(*three, num_heads, channels_last) for three in ((q, k, v), (dq, dk, dv)))
+    _differentiate(dout, *views, out, lse, scale, *grads)
+    return dq, dk, dv
 
 
 def attention_qkv_backward(
     dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, order: str, scale: float, channels_last: bool
 ) -> Tensor:
     dqkv = out_like(qkv, qkv.shape[2 if channels_last else 1], channels_last)
-    dout, out = (by_head(x, num_heads, channels_last) for x in (dout, out))
+    dout, out = by_head(dout, num_heads, channels_last), by_head(out, num_heads, channels_last)
     views, grads = (packed(x, num_heads, order, channels_last) for x in (qkv, dqkv))
     _differentiate(dout, *views, out, lse, scale, *grads)
     return dqkv

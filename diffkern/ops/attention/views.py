@@ -17,6 +17,15 @@ def by_head(x: Tensor, num_heads: int, channels_last: bool) -> Tensor:
     return x.unflatten(1, (num_heads, x.shape[1] // num_heads)).transpose(2, 3)
 
 
+def separate(q: Tensor, k: Tensor, v: Tensor, num_heads: int, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The views of three tensors."""
+    return (
+        by_head(q, num_heads, channels_last),
+        by_head(k, num_heads, channels_last),
+        by_head(v, num_heads, channels_last),
+    )
+
+
 def packed(qkv: Tensor, num_heads: int, order: str, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The views (B, heads, T, d) of q, k and v in [B, T, 3·heads·d], or in [B, 3·heads·d, T]."""
     rows = qkv if channels_last else qkv.transpose(1, 2)
