@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkern.ops.attention.views import accumulated_in, by_head, empty_lse, out_like, packed, separate
+from diffkern.ops.attention.views import (
+    accumulated_in,
+    by_head,
+    empty_lse,
+    out_like,
+    packed,
+    separate,
+    without_autocast,
+)
 
 
 def attention(
@@ -53,17 +61,19 @@ def attention_qkv_backward(
     return dqkv
 
 
+@without_autocast
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, with_lse: bool) -> Tensor:
     """Writes softmax(scale·q kᵀ) v into `out`, all (B, heads, T or K, d); returns the rows' log-sum-exp."""
     scores = _scores(q, k, scale)
     largest = scores.amax(-1, keepdim=True)
     weights = torch.exp(scores - torch.where(largest == -torch.inf, 0.0, largest))
     total = weights.sum(-1, keepdim=True)
-    out.copy_(weights / torch.where(total == 0, 1.0, total) @ v.to(scores.dtype))
+    out.copy_(weights @ v.to(scores.dtype) / torch.where(total == 0, 1.0, total))
     lse = empty_lse(q, with_lse)
     return lse.copy_((largest + total.log()).squeeze(-1)) if with_lse else lse
 
 
+@without_autocast
 def _differentiate(
     dout: Tensor,
     q: Tensor,

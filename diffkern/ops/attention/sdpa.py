@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffkern.ops.attention.views import by_head, empty_lse, out_like, packed, separate
+from diffkern.ops.attention.views import by_head, empty_lse, out_like, packed, separate, without_autocast
 
 
 def attention(
@@ -27,6 +27,7 @@ def attention_qkv(
     return out, _attend(*views, scale, by_head(out, num_heads, channels_last))
 
 
+@without_autocast
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> Tensor:
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     out.copy_(F.scaled_dot_product_attention(q, k, v, scale=scale))
