@@ -1,8 +1,9 @@
 """Which backends exist here and, if not, why; which one an op uses.
 
 `reference` is plain PyTorch and runs anywhere. `native` is the C++ module for CPU tensors; `triton` are the kernels for
-CUDA tensors, which Triton's interpreter can run on CPU tensors (TRITON_INTERPRET=1, and asked for by name). Which one
-an op takes is decided per call from its order of preference; `use_backend` or the environment variable DIFFKERN_BACKEND
+CUDA tensors, which Triton's interpreter can run on CPU tensors (TRITON_INTERPRET=1, and asked for by name). `sdpa` is
+torch's own scaled_dot_product_attention, for attention alone. Which one an op takes is decided per call from its order
+of preference; `use_backend` or the environment variable DIFFKERN_BACKEND
 override that, and then a backend that cannot run raises instead of falling back.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-NAMES = ("reference", "native", "triton")
+NAMES = ("reference", "native", "triton", "sdpa")
 
 
 def _checked(name: str, origin: str) -> str:
@@ -41,7 +42,8 @@ def forced_backend() -> str | None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Makes every op use the backend `name` ("reference", "native" or "triton") inside the block, in all threads.
+    """Makes every op use the backend `name` ("reference", "native", "triton" or "sdpa") inside the block, in all
+    threads.
 
     Raises ValueError for an unknown name. An op that the backend cannot run raises RuntimeError with the reason.
     """
@@ -98,7 +100,7 @@ def eager_native() -> ModuleType | None:
 
 def unavailable(name: str) -> str | None:
     """None if the backend exists on this machine, otherwise why it does not."""
-    if name == "reference":
+    if name in ("reference", "sdpa"):
         return None
     if name == "native":
         return _load_native()[1] or None

@@ -1,5 +1,7 @@
 """The operations, each in a folder of its own: the public function, its reference and its kernels."""
 
+from diffkern.ops.attention import attention as attention
+from diffkern.ops.attention import attention_qkv as attention_qkv
 from diffkern.ops.channel_rms_norm import channel_rms_norm as channel_rms_norm
 from diffkern.ops.diffusion_loss import diffusion_loss as diffusion_loss
 from diffkern.ops.diffusion_loss import diffusion_loss_and_grad as diffusion_loss_and_grad

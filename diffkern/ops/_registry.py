@@ -47,6 +47,7 @@ class Op:
     fake: shapes and dtypes of the outputs, from fake tensors.
     setup_context, backward: as for torch.autograd.Function; omitted for an op without gradients.
     preference: backends in the order in which they are tried.
+    preference_for: the order for given arguments of the schema, where it depends on them.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Op:
         setup_context: Callable[..., None] | None = None,
         backward: Callable[..., Any] | None = None,
         preference: Sequence[str] = ("native", "triton", "reference"),
+        preference_for: Callable[..., Sequence[str]] | None = None,
     ) -> None:
         self.name = schema[: schema.index("(")]
         self.package = package
         self.preference = tuple(preference)
+        self._preference_for = preference_for
         self._backends: dict[str, _Backend] = {}
         LIBRARY.define(schema)
         LIBRARY.impl(self.name, self.run, "CompositeExplicitAutograd")
@@ -100,7 +103,7 @@ class Op:
         if _EXPLAINING.op is self:
             raise _CalledWith(self, args)
         forced = backends.forced_backend()
-        for name in self.preference if forced is None else (forced,):
+        for name in self.candidates(args) if forced is None else (forced,):
             backend = self._backends.get(name) or self._load(name)
             reason = backend if isinstance(backend, str) else backend.unsupported(*args)
             if reason is None:
@@ -112,8 +115,12 @@ class Op:
     def chosen(self, args: Sequence[Any]) -> str | None:
         """The backend that `run` would take for these arguments; None where it would raise."""
         forced = backends.forced_backend()
-        candidates = self.preference if forced is None else (forced,)
+        candidates = self.candidates(args) if forced is None else (forced,)
         return next((name for name in candidates if self.unsupported(name, args) is None), None)
+
+    def candidates(self, args: Sequence[Any]) -> Sequence[str]:
+        """The backends in the order in which they are tried for these arguments."""
+        return self.preference if self._preference_for is None else self._preference_for(*args)
 
     def unsupported(self, backend: str, args: Sequence[Any]) -> str | None:
         """Why `backend` cannot run this call, or None if it can."""
@@ -256,14 +263,14 @@ def explain(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
     if not args and not kwargs:
         return _explanation(op, {backend: backends.unavailable(backend) for backend in op.preference})
     call = _arguments_of(op, getattr(ops, name, op), args, kwargs)
-    return _explanation(op, {backend: op.unsupported(backend, call) for backend in op.preference})
+    return _explanation(op, {backend: op.unsupported(backend, call) for backend in op.candidates(call)})
 
 
 def explain_within(name: str, call: Callable[[], Any]) -> str:
     """The same for the first call of the op inside `call`, which goes no further than that."""
     op = _op(name)
     arguments = _arguments_of(op, call, (), {})
-    return _explanation(op, {backend: op.unsupported(backend, arguments) for backend in op.preference})
+    return _explanation(op, {backend: op.unsupported(backend, arguments) for backend in op.candidates(arguments)})
 
 
 def _op(name: str) -> Op:
@@ -277,8 +284,9 @@ def _explanation(op: Op, reasons: dict[str, str | None]) -> str:
     if forced:
         reason = reasons[forced] if forced in reasons else op.unsupported(forced, ())
         return f"{op.name}: {forced} (asked for)" + (f", which cannot run: {reason}" if reason else "")
-    chosen = next(backend for backend in op.preference if reasons[backend] is None)
-    passed_over = [f"not {b}: {reasons[b]}" for b in op.preference[: op.preference.index(chosen)]]
+    order = list(reasons)
+    chosen = next(backend for backend in order if reasons[backend] is None)
+    passed_over = [f"not {b}: {reasons[b]}" for b in order[: order.index(chosen)]]
     return "; ".join([f"{op.name}: {chosen}", *passed_over])
 
 
