@@ -43,6 +43,19 @@ void bind_attention(py::module_& m) {
         },
         py::arg("sizes"), py::arg("dtype"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse"),
         py::arg("scale"), py::arg("num_threads"));
+    m.def(
+        "attention_backward",
+        [](const py::tuple& sizes, int dtype, const py::tuple& q, const py::tuple& k, const py::tuple& v,
+           const py::tuple& out, const py::handle& lse, double scale, const py::tuple& dout, const py::tuple& dq,
+           const py::tuple& dk, const py::tuple& dv, int num_threads) {
+            const AttentionBackwardArgs args{attention_args(sizes, dtype, q, k, v, out, lse, scale, num_threads),
+                                             attention_view(dout), attention_view(dq), attention_view(dk),
+                                             attention_view(dv)};
+            py::gil_scoped_release release;
+            attention_backward(args);
+        },
+        py::arg("sizes"), py::arg("dtype"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse"),
+        py::arg("scale"), py::arg("dout"), py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("num_threads"));
 }
 
 }  // namespace diffkern

@@ -40,7 +40,7 @@ void attend(const Forward& f, float* lse) {
         const int64_t count = f.keys - first < kKeyBlock ? f.keys - first : kKeyBlock;
         f32v highest[kVectors];
         for (int v = 0; v < kVectors; ++v) highest[v] = maximum[v];
-        scores<kVectors>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, highest);
+        scores<kVectors, true>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, highest);
         f32v finite[kVectors], factor[kVectors], part[kVectors];
         for (int v = 0; v < kVectors; ++v) {
             finite[v] = highest[v] == lowest ? f32v{} : highest[v];  // every weight is 0 where every score is -inf
@@ -80,8 +80,14 @@ void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end) {
     int64_t total = 0;
     for (const int64_t size : sizes) total += Arena::line_up(size);
     Arena arena(total);
-    Forward f{args.keys, d, channels, arena.take(sizes[0]), arena.take(sizes[1]), arena.take(sizes[2]),
-              arena.take(sizes[3]), arena.take(sizes[4])};
+    Forward f{args.keys,
+              d,
+              channels,
+              arena.take(sizes[0]),
+              arena.take(sizes[1]),
+              arena.take(sizes[2]),
+              arena.take(sizes[3]),
+              arena.take(sizes[4])};
     pack(k.data, args.keys, k.row_stride, d, k.channel_stride, 1.0f, kRows, f.packed_keys);
     pack(v.data, d, v.channel_stride, args.keys, v.row_stride, 1.0f, kRows, f.packed_values);
     const auto factor = static_cast<float>(args.scale * 1.4426950408889634);
@@ -104,7 +110,9 @@ void forward(const AttentionArgs& args) {
     // Enough tasks that threads finish together, and no fewer than four blocks each: every task packs k and v itself.
     const int64_t heads = args.batch * args.heads, blocks = (args.queries + kBlock - 1) / kBlock;
     const int64_t wanted = (8 * args.num_threads + heads - 1) / heads, most = (blocks + 3) / 4;
-    const int64_t per_task = args.num_threads > 1 ? (blocks + (wanted < most ? wanted : most) - 1) / (wanted < most ? wanted : most) : blocks;
+    const int64_t per_task = args.num_threads > 1
+                                 ? (blocks + (wanted < most ? wanted : most) - 1) / (wanted < most ? wanted : most)
+                                 : blocks;
     const int64_t tasks = (blocks + per_task - 1) / per_task, queries = per_task * kBlock;
     auto body = [&](int64_t task) {
         const int64_t first = task % tasks * queries;

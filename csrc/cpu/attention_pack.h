@@ -68,8 +68,8 @@ DIFFKERN_INLINE void pack_quad(const T* in, int64_t rows, int64_t row_stride, in
             out[c * width + i] = i < rows ? to_float(in[i * row_stride + c * column_stride]) * factor : 0.0f;
 }
 
-// The matrix, times a factor, as panels of `width` rows (a multiple of four): out[panel][column][row of the panel]. Rows
-// that fill up the last panel are zero.
+// The matrix, times a factor, as panels of `width` rows (a multiple of four): out[panel][column][row of the panel].
+// Rows that fill up the last panel are zero.
 template <class T>
 void pack(const T* in, int64_t rows, int64_t row_stride, int64_t columns, int64_t column_stride, float factor,
           int64_t width, float* out) {
@@ -105,8 +105,7 @@ void unpack(const float* in, int64_t width, int64_t rows, int64_t columns, T* ou
         }
     }
     for (; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c)
-            store_value(out + r * row_stride + c * column_stride, in[r * width + c]);
+        for (int64_t c = 0; c < columns; ++c) store_value(out + r * row_stride + c * column_stride, in[r * width + c]);
 }
 
 }  // namespace DIFFKERN_ISA

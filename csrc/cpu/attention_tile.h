@@ -57,8 +57,8 @@ DIFFKERN_INLINE f32v exp2(f32v x) {
 
 // tile[key][lane] of kRows keys, of which the first `keys` are wanted: the products of a panel of keys [channel][kRows]
 // with the queries [channel][lane] over some channels, added to what stands there if these are not the first channels.
-// Raises `highest` to the results.
-template <int kVectors, bool kWhole>
+// Raises `highest`, where kHighest, to the results.
+template <int kVectors, bool kWhole, bool kHighest>
 DIFFKERN_INLINE void score_panel(const float* panel, const float* queries, int64_t keys, int64_t channels, bool add,
                                  float* tile, f32v* highest) {
     constexpr int kWidth = kVectors * kLanes;
@@ -79,30 +79,38 @@ DIFFKERN_INLINE void score_panel(const float* panel, const float* queries, int64
             float* at = tile + r * kWidth + v * kLanes;
             if (add) total[r][v] += load(at);
             store(at, total[r][v]);
-            highest[v] = larger(highest[v], total[r][v]);
+            if (kHighest) highest[v] = larger(highest[v], total[r][v]);
         }
 }
 
 // The tile of `keys` keys, and `highest` raised to its values. Channels are taken kChannels at a time: that many of
 // the queries stay in the first-level cache, and a sum of few terms is rounded less.
-template <int kVectors>
-inline void scores(const float* panels, const float* queries, int64_t keys, int64_t channels, float* tile,
-                   f32v* highest) {
+template <int kVectors, bool kHighest>
+DIFFKERN_INLINE void scores(const float* panels, const float* queries, int64_t keys, int64_t channels, float* tile,
+                            f32v* highest) {
     constexpr int64_t kChannels = 64;
     constexpr int kWidth = kVectors * kLanes;
-    f32v most[kVectors];
+    f32v most[kVectors] = {};
     for (int64_t c = 0; c < channels; c += kChannels) {
         const int64_t some = channels - c < kChannels ? channels - c : kChannels;
-        for (int v = 0; v < kVectors; ++v) most[v] = highest[v];
+        if (kHighest)
+            for (int v = 0; v < kVectors; ++v) most[v] = highest[v];
         int64_t j = 0;
         for (; j + kRows <= keys; j += kRows)
-            score_panel<kVectors, true>(panels + j * channels + c * kRows, queries + c * kWidth, kRows, some, c > 0,
-                                        tile + j * kWidth, most);
+            score_panel<kVectors, true, kHighest>(panels + j * channels + c * kRows, queries + c * kWidth, kRows, some,
+                                                  c > 0, tile + j * kWidth, most);
         if (j < keys)
-            score_panel<kVectors, false>(panels + j * channels + c * kRows, queries + c * kWidth, keys - j, some,
-                                         c > 0, tile + j * kWidth, most);
+            score_panel<kVectors, false, kHighest>(panels + j * channels + c * kRows, queries + c * kWidth, keys - j,
+                                                   some, c > 0, tile + j * kWidth, most);
     }
-    for (int v = 0; v < kVectors; ++v) highest[v] = most[v];
+    if (kHighest)
+        for (int v = 0; v < kVectors; ++v) highest[v] = most[v];
+}
+
+// The products of two packed sets of rows, [channel][lane] against [channel][key], alone.
+template <int kVectors>
+inline void products(const float* panels, const float* queries, int64_t keys, int64_t channels, float* tile) {
+    scores<kVectors, false>(panels, queries, keys, channels, tile, nullptr);
 }
 
 // out[channel][lane] = out[channel][lane] factor[lane] + sum over the keys of tile[key][lane] values[key][channel], for
@@ -112,8 +120,7 @@ inline void accumulate(const float* tile, const float* values, int64_t keys, con
     constexpr int kWidth = kVectors * kLanes;
     f32v total[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v)
-            total[r][v] = f32v{};
+        for (int v = 0; v < kVectors; ++v) total[r][v] = f32v{};
     for (int64_t j = 0; j < keys; ++j, tile += kWidth, values += kRows) {
         f32v weight[kVectors];
         for (int v = 0; v < kVectors; ++v) weight[v] = load(tile + v * kLanes);
