@@ -18,7 +18,8 @@ constexpr int kRows = 4;
 constexpr int kMostVectors = 2;
 constexpr int kBlock = kMostVectors * kLanes;  // queries of a block
 
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr double kLog2E = 1.4426950408889634;
+constexpr float kLn2 = 0.693147181f;
 
 // The larger of each two; either may be a NaN's.
 DIFFKERN_INLINE f32v larger(f32v a, f32v b) {
