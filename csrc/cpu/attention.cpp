@@ -38,20 +38,16 @@ template <int kVectors>
 void attend(const Forward& f, float* lse) {
     constexpr int kWidth = kVectors * kLanes;
     const f32v lowest = broadcast(-__builtin_inff()), scale = broadcast(f.scale_log2);
-    f32v maximum[kVectors], shift[kVectors], sum[kVectors];  // shift: the maximum, scaled
-    for (int v = 0; v < kVectors; ++v) {
-        maximum[v] = shift[v] = lowest;
-        sum[v] = f32v{};
-    }
+    f32v maximum[kVectors], shift[kVectors] = {}, sum[kVectors] = {};  // shift: the maximum, scaled
+    for (int v = 0; v < kVectors; ++v) maximum[v] = lowest;
     for (int64_t first = 0; first < f.keys; first += kKeyBlock) {
         const int64_t count = f.keys - first < kKeyBlock ? f.keys - first : kKeyBlock;
+        f32v before[kVectors], factor[kVectors], part[kVectors] = {};
+        for (int v = 0; v < kVectors; ++v) before[v] = maximum[v] == lowest ? lowest : shift[v];
         scores<kVectors, true>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, maximum);
-        f32v factor[kVectors], part[kVectors];
         for (int v = 0; v < kVectors; ++v) {
-            const f32v before = shift[v];
             shift[v] = finite(maximum[v]) * scale;
-            factor[v] = exp2(before - shift[v]);
-            part[v] = f32v{};
+            factor[v] = exp2(before[v] - shift[v]);
         }
         for (int64_t j = 0; j < count; ++j)
             for (int v = 0; v < kVectors; ++v) {

@@ -105,6 +105,24 @@ TEST(attention, what_is_not_finite_stays_in_its_row) {
         }
 }
 
+// Whole blocks of keys that have no weight, before scores far below 0.
+TEST(attention, a_block_of_minus_infinity_leaves_the_others) {
+    Random random(25);
+    AttentionCase attention({1, 1, 3, 300, 1}, HeadLayout::rows, DType::f32, random);
+    attention.scale = 1;
+    for (int64_t query = 0; query < 3; ++query) attention.q.buffer.set(attention.q.at(0, 0, query, 0), 1);
+    for (int64_t key = 0; key < 300; ++key) {
+        attention.k.buffer.set(attention.k.at(0, 0, key, 0),
+                               key < 280 ? -std::numeric_limits<double>::infinity() : -1000);
+        attention.v.buffer.set(attention.v.at(0, 0, key, 0), key < 280 ? 5 : 3);
+    }
+    diffkern::attention(attention.forward_args(1));
+    for (int64_t query = 0; query < 3; ++query) {
+        attention.check(attention.out.get(0, 0, query, 0), 3, sum_error(20, 3), DType::f32, "out");
+        attention.check(attention.lse.get(query), std::log(20.0) - 1000, sum_error(20, 1000), DType::f32, "lse");
+    }
+}
+
 TEST(attention, the_sums_are_written_only_where_wanted) {
     Random random(23);
     const AttentionCase attention({1, 2, 40, 9, 8}, HeadLayout::rows, DType::f32, random);
