@@ -9,10 +9,12 @@ from torch import nn
 
 from diffkern.integrations.fusion.blocks import (
     diffusers,
+    diffusers_attention,
     diffusers_decoder,
     edm,
     edm_decoder,
     generic,
+    guided_attention,
     guided_decoder,
     guided_diffusion,
     k_diffusion,
@@ -26,8 +28,10 @@ from diffkern.integrations.fusion.method import FusedBlock
 METHODS: tuple[type[FusedBlock], ...] = (
     *diffusers_decoder.METHODS,
     *diffusers.METHODS,
+    *diffusers_attention.METHODS,
     *guided_decoder.METHODS,
     *guided_diffusion.METHODS,
+    *guided_attention.METHODS,
     *edm_decoder.METHODS,
     *edm.METHODS,
     *lucidrains.METHODS,
