@@ -19,6 +19,7 @@ from diffkern.integrations.fusion.blocks import (
     guided_diffusion,
     k_diffusion,
     lucidrains,
+    lucidrains_attention,
     own,
     upsample,
 )
@@ -35,6 +36,7 @@ METHODS: tuple[type[FusedBlock], ...] = (
     *edm_decoder.METHODS,
     *edm.METHODS,
     *lucidrains.METHODS,
+    *lucidrains_attention.METHODS,
     *k_diffusion.METHODS,
     *own.METHODS,
     *upsample.METHODS,
