@@ -1,4 +1,4 @@
-"""The attention of every codebase on the op: the same numbers, and the original wherever something else is asked for."""
+"""The attention of every codebase on the op: the same numbers, the original where something else is asked for."""
 
 import copy
 import pickle

@@ -33,7 +33,9 @@ class AttentionBlockMethod(FusedBlock):
     @classmethod
     def recognises(cls, module: Any) -> bool:
         parts = {"norm", "qkv", "attention", "proj_out"}
-        if not (computes_as(module, "AttentionBlock") and hasattr(module, "_forward") and parts <= set(module._modules)):
+        if not (computes_as(module, "AttentionBlock") and parts <= set(module._modules)):
+            return False
+        if not (hasattr(module, "_forward") and hasattr(module, "num_heads")):
             return False
         return norm_kind(module.norm) == "group_norm" and _order(module.attention) is not None
 
@@ -59,7 +61,7 @@ class AttentionBlockMethod(FusedBlock):
 def pointwise(conv: Any, x: Tensor) -> Tensor:
     """conv(x) of a convolution of one tap and x (N, C, T), in x's order in memory where the convolution is plain."""
     if not (is_channels_last(x) and _is_pointwise(conv)):
-        return conv(x)  # type: ignore[no-any-return]
+        return conv(x)
     return F.linear(x.transpose(1, 2), conv.weight[:, :, 0], conv.bias).transpose(1, 2)
 
 

@@ -39,7 +39,7 @@ class AttentionMethod(FusedBlock):
     @classmethod
     def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
         weight = module.to_qkv.weight
-        side = 3 if weight.shape[1] != 3 else 4  # a norm that multiplies by the width instead of the channels is to differ
+        side = 3 if weight.shape[1] != 3 else 4  # a norm that multiplies by the width, not the channels, is to differ
         return (draw(2, weight.shape[1], *[side] * (weight.dim() - 2)),)
 
     @classmethod
@@ -59,7 +59,7 @@ class AttentionMethod(FusedBlock):
             h = attention(q, k, v, self.heads, channels_last=False)
         else:
             h = attention_qkv(qkv, self.heads, order="qkvhc")
-        return self.to_out(h.unflatten(2, x.shape[2:]))  # type: ignore[no-any-return]
+        return self.to_out(h.unflatten(2, x.shape[2:]))
 
 
 def _as_positions(memory: Tensor, q: Tensor) -> Tensor:
