@@ -5,9 +5,9 @@
 //     dQ = scale dS K      dK = scale dS^T Q
 //
 // (Dao et al., arXiv:2205.14135, B.4). As the rows of dS sum to nothing, dQ is made of keys less their mean: else what
-// keys have in common would multiply what rounding leaves of those sums. A task is a head; nothing of size T x K leaves the cache. Tiles are as in the
-// forward pass: a block of queries in lanes by kKeyBlock keys. Five products of a tile where the forward pass has two,
-// bound by multiplications. Every sum runs in one fixed order.
+// keys have in common would multiply what rounding leaves of those sums. A task is a head; nothing of size T x K leaves
+// the cache. Tiles are as in the forward pass: a block of queries in lanes by kKeyBlock keys. Five products of a tile
+// where the forward pass has two, bound by multiplications. Every sum runs in one fixed order.
 #include "cpu/attention_gradient.h"
 #include "cpu/attention_pack.h"
 #include "cpu/parallel.h"
