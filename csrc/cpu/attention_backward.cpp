@@ -4,9 +4,10 @@
 //     dV = P^T dO      dP = dO V^T      dS = P (dP - sum over the channels of dO O)
 //     dQ = scale dS K      dK = scale dS^T Q
 //
-// (Dao et al., arXiv:2205.14135, B.4). A task is a head; nothing of size T x K leaves the cache. Tiles are as in the
-// forward pass: a block of queries in lanes by kKeyBlock keys. Five products of a tile where the forward pass has two,
-// bound by multiplications. Every sum runs in one fixed order.
+// (Dao et al., arXiv:2205.14135, B.4). As the rows of dS sum to nothing, dQ is made of keys less their mean: else what
+// keys have in common would multiply what rounding leaves of those sums. A task is a head; nothing of size T x K leaves
+// the cache. Tiles are as in the forward pass: a block of queries in lanes by kKeyBlock keys. Five products of a tile
+// where the forward pass has two, bound by multiplications. Every sum runs in one fixed order.
 #include "cpu/attention_gradient.h"
 #include "cpu/attention_pack.h"
 #include "cpu/parallel.h"
@@ -65,6 +66,18 @@ void sums_along(const float* dout, const float* out, int64_t channels, int64_t w
     }
 }
 
+// Panels of channels, [channel / kRows][key][kRows], each channel less its mean over the keys.
+void subtract_means(float* panels, int64_t channels, int64_t keys) {
+    for (float* end = panels + channels * keys; panels < end; panels += keys * kRows) {
+        float mean[kRows] = {};
+        for (int64_t j = 0; j < keys; ++j)
+            for (int i = 0; i < kRows; ++i) mean[i] += panels[j * kRows + i];
+        for (int i = 0; i < kRows; ++i) mean[i] /= static_cast<float>(keys);
+        for (int64_t j = 0; j < keys; ++j)
+            for (int i = 0; i < kRows; ++i) panels[j * kRows + i] -= mean[i];
+    }
+}
+
 void scale_by(float factor, float* values, int64_t count) {
     for_lanes(0, count,
               [&](int64_t i, int n) DIFFKERN_LAMBDA { store_n(values + i, load_n(values + i, n) * factor, n); });
@@ -95,6 +108,7 @@ void run(const AttentionBackwardArgs& backward, int64_t head) {
     pack(k.data, args.keys, k.row_stride, d, k.channel_stride, 1.0f, kRows, b.keys_by_key);
     pack(v.data, args.keys, v.row_stride, d, v.channel_stride, 1.0f, kRows, b.values_by_key);
     pack(k.data, d, k.channel_stride, args.keys, k.row_stride, 1.0f, kRows, b.keys_by_channel);
+    subtract_means(b.keys_by_channel, b.channels, args.keys);
     for (int64_t i = 0; i < b.keys_up * b.wide; ++i) b.dk[i] = b.dv[i] = 0.0f;
     for (int64_t t = 0; t < args.queries; t += kBlock) {
         const int64_t count = args.queries - t < kBlock ? args.queries - t : kBlock;
