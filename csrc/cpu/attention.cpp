@@ -104,9 +104,9 @@ void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end) {
 
 template <class T>
 void forward(const AttentionArgs& args) {
-    // Enough tasks that threads finish together, and no fewer than four blocks each: every task packs k and v itself.
+    // Tasks enough that threads finish together, and of no fewer than two blocks: every task packs k and v itself.
     const int64_t heads = args.batch * args.heads, blocks = (args.queries + kBlock - 1) / kBlock;
-    const int64_t wanted = (8 * args.num_threads + heads - 1) / heads, most = (blocks + 3) / 4;
+    const int64_t wanted = (4 * args.num_threads + heads - 1) / heads, most = (blocks + 1) / 2;
     const int64_t parts = args.num_threads == 1 ? 1 : wanted < most ? wanted : most;
     const int64_t per_task = (blocks + parts - 1) / parts;
     const int64_t tasks = (blocks + per_task - 1) / per_task, queries = per_task * kBlock;
