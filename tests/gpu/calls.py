@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from diffkern.ops import (
+    attention,
+    attention_qkv,
     channel_rms_norm,
     diffusion_loss,
     diffusion_loss_and_grad,
@@ -84,6 +86,13 @@ def calls() -> dict[str, OpCall]:
         "channel_rms_norm, scale-shift, SiLU": OpCall(
             {"x": x, "weight": affine["weight"], **projection},
             lambda x, **rest: channel_rms_norm(x, activation="silu", **rest),
+        ),
+        "attention, packed": OpCall(
+            {"qkv": randn(4, 96, 50, seed=10)}, lambda qkv: attention_qkv(qkv, 2, order="qkvhc")
+        ),
+        "attention, more keys, in pieces": OpCall(
+            {"q": randn(2, 70, 64, seed=11), "k": randn(2, 300, 64, seed=12), "v": randn(2, 300, 64, seed=13)},
+            lambda q, k, v: attention(q, k, v, 4),
         ),
         "q_sample, noise given": OpCall({"x0": x, "noise": randn(*SHAPE, seed=5)}, noised),
         "q_sample, noise generated": OpCall({"x0": x}, lambda x0: noised(x0, seed=3, draw=2, samples=11)),

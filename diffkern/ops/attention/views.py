@@ -70,6 +70,8 @@ def without_autocast(computation: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(computation)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if not torch.amp.is_autocast_available(device):
+            return computation(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return computation(*args, **kwargs)
 
