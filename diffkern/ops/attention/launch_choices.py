@@ -23,17 +23,17 @@ class Blocks:
     stages: int
 
 
-def widths(head_channels: int) -> tuple[int, ...]:
-    """The pieces of a tile: as many of 128 as fit, and the rest in one or two powers of two from 16 on."""
-    whole, rest = divmod(head_channels, _MOST_CHANNELS)
-    found = (_MOST_CHANNELS,) * whole
-    if not rest:
-        return found
-    power = max(next_power_of_2(rest), 16)
-    half = power // 2
-    if half >= 16 and next_power_of_2(rest - half) < half:
-        return (*found, half, max(next_power_of_2(rest - half), 16))
-    return (*found, power)
+def pieces(head_channels: int) -> tuple[tuple[int, int], ...]:
+    """(first channel, width): as many of 128 as fit, and the rest in one or two powers of two from 16 on."""
+    found, first = [], 0
+    while first < head_channels:
+        left = head_channels - first
+        width = max(min(next_power_of_2(left), _MOST_CHANNELS), 16)
+        if width > 16 and left <= width // 2 + width // 4:
+            width //= 2
+        found.append((first, width))
+        first += width
+    return tuple(found)
 
 
 def forward(pairs: int, queries: int, keys: int, head_channels: int, itemsize: int, device: torch.device) -> Blocks:

@@ -146,7 +146,7 @@ def _sizes(q: Tensor, k: Tensor, blocks: launch_choices.Blocks) -> dict[str, Any
         "heads": q.shape[1],
         "queries": q.shape[2],
         "keys": k.shape[2],
-        "WIDTHS": launch_choices.widths(q.shape[3]),
+        "PIECES": launch_choices.pieces(q.shape[3]),
         "HEAD": q.shape[3],
         "ROWS": blocks.rows,
         "KEYS": blocks.keys,

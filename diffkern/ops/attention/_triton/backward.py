@@ -31,7 +31,7 @@ def attention_query_gradients_kernel(
     keys,
     blocks,
     scale,
-    WIDTHS: tl.constexpr,
+    PIECES: tl.constexpr,
     HEAD: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -45,28 +45,28 @@ def attention_query_gradients_kernel(
     pair, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * ROWS
     row, key = tl.arange(0, ROWS), tl.arange(0, KEYS)
     left = queries - first
-    q_tile = load(of_head(q, q_strides, pair, heads, first, ALIGNED), q_strides, row, left, WIDTHS, HEAD)
-    dout_tile = load(of_head(dout, dout_strides, pair, heads, first, ALIGNED), dout_strides, row, left, WIDTHS, HEAD)
-    out_tile = load(of_head(out, out_strides, pair, heads, first, ALIGNED), out_strides, row, left, WIDTHS, HEAD)
+    q_tile = load(of_head(q, q_strides, pair, heads, first, ALIGNED), q_strides, row, left, PIECES, HEAD)
+    dout_tile = load(of_head(dout, dout_strides, pair, heads, first, ALIGNED), dout_strides, row, left, PIECES, HEAD)
+    out_tile = load(of_head(out, out_strides, pair, heads, first, ALIGNED), out_strides, row, left, PIECES, HEAD)
     delta = tl.zeros([ROWS], tl.float32)
-    for i in tl.static_range(len(WIDTHS)):
+    for i in tl.static_range(len(PIECES)):
         delta += tl.sum(dout_tile[i].to(tl.float32) * out_tile[i].to(tl.float32), 1)
     of_rows = pair.to(tl.int64) * queries + first
     tl.store(deltas + of_rows + row, delta, row < left)
     base = _base(lse + of_rows, row, left)
     of_k = of_head(k, k_strides, pair, heads, 0, ALIGNED)
     of_v = of_head(v, v_strides, pair, heads, 0, ALIGNED)
-    sums = zeros(ROWS, WIDTHS)
+    sums = zeros(ROWS, PIECES)
     for at in tl.range(0, keys, KEYS, num_stages=STAGES):
         start = tl.cast(at, tl.int64)
-        k_tile = load(of_k + start * k_strides[2], k_strides, key, keys - at, WIDTHS, HEAD)
-        v_tile = load(of_v + start * v_strides[2], v_strides, key, keys - at, WIDTHS, HEAD)
+        k_tile = load(of_k + start * k_strides[2], k_strides, key, keys - at, PIECES, HEAD)
+        v_tile = load(of_v + start * v_strides[2], v_strides, key, keys - at, PIECES, HEAD)
         weights = tl.exp2(inner(q_tile, k_tile, PRECISION) * (scale * LOG2_E) - base[:, None])
         dscores = weights * (inner(dout_tile, v_tile, PRECISION) - delta[:, None])
         if PADDED:
             dscores = tl.where((key < keys - at)[None, :], dscores, 0.0)
         sums = added(sums, dscores, k_tile, PRECISION, SPLIT)
-    store(of_head(dq, dq_strides, pair, heads, first, ALIGNED), dq_strides, sums, scale, row, left, WIDTHS, HEAD)
+    store(of_head(dq, dq_strides, pair, heads, first, ALIGNED), dq_strides, sums, scale, row, left, PIECES, HEAD)
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def attention_key_gradients_kernel(
     keys,
     blocks,
     scale,
-    WIDTHS: tl.constexpr,
+    PIECES: tl.constexpr,
     HEAD: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -100,20 +100,20 @@ def attention_key_gradients_kernel(
     SPLIT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """A program has KEYS keys of a head, and takes its queries ROWS at a time. Everything is transposed: keys × queries."""
+    """A program has KEYS keys of a head, and takes its queries ROWS at a time. Scores are keys × queries."""
     pair, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * KEYS
     row, key = tl.arange(0, ROWS), tl.arange(0, KEYS)
     left = keys - first
-    k_tile = load(of_head(k, k_strides, pair, heads, first, ALIGNED), k_strides, key, left, WIDTHS, HEAD)
-    v_tile = load(of_head(v, v_strides, pair, heads, first, ALIGNED), v_strides, key, left, WIDTHS, HEAD)
+    k_tile = load(of_head(k, k_strides, pair, heads, first, ALIGNED), k_strides, key, left, PIECES, HEAD)
+    v_tile = load(of_head(v, v_strides, pair, heads, first, ALIGNED), v_strides, key, left, PIECES, HEAD)
     of_q = of_head(q, q_strides, pair, heads, 0, ALIGNED)
     of_dout = of_head(dout, dout_strides, pair, heads, 0, ALIGNED)
     of_rows = pair.to(tl.int64) * queries
-    dk_sums, dv_sums = zeros(KEYS, WIDTHS), zeros(KEYS, WIDTHS)
+    dk_sums, dv_sums = zeros(KEYS, PIECES), zeros(KEYS, PIECES)
     for at in tl.range(0, queries, ROWS, num_stages=STAGES):
         start = tl.cast(at, tl.int64)
-        q_tile = load(of_q + start * q_strides[2], q_strides, row, queries - at, WIDTHS, HEAD)
-        dout_tile = load(of_dout + start * dout_strides[2], dout_strides, row, queries - at, WIDTHS, HEAD)
+        q_tile = load(of_q + start * q_strides[2], q_strides, row, queries - at, PIECES, HEAD)
+        dout_tile = load(of_dout + start * dout_strides[2], dout_strides, row, queries - at, PIECES, HEAD)
         base = _base(lse + of_rows + at, row, queries - at)
         delta = tl.load(deltas + of_rows + at + row, row < queries - at, other=0.0)
         weights = tl.exp2(inner(k_tile, q_tile, PRECISION) * (scale * LOG2_E) - base[None, :])
@@ -123,8 +123,8 @@ def attention_key_gradients_kernel(
             dscores = tl.where((row < queries - at)[None, :], dscores, 0.0)
         dv_sums = added(dv_sums, weights, dout_tile, PRECISION, SPLIT)
         dk_sums = added(dk_sums, dscores, q_tile, PRECISION, SPLIT)
-    store(of_head(dk, dk_strides, pair, heads, first, ALIGNED), dk_strides, dk_sums, scale, key, left, WIDTHS, HEAD)
-    store(of_head(dv, dv_strides, pair, heads, first, ALIGNED), dv_strides, dv_sums, 1.0, key, left, WIDTHS, HEAD)
+    store(of_head(dk, dk_strides, pair, heads, first, ALIGNED), dk_strides, dk_sums, scale, key, left, PIECES, HEAD)
+    store(of_head(dv, dv_strides, pair, heads, first, ALIGNED), dv_strides, dv_sums, 1.0, key, left, PIECES, HEAD)
 
 
 @triton.jit

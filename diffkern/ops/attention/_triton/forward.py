@@ -26,7 +26,7 @@ def attention_kernel(
     keys,
     blocks,
     scale,
-    WIDTHS: tl.constexpr,
+    PIECES: tl.constexpr,
     HEAD: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -47,25 +47,25 @@ def attention_kernel(
     of_q = of_head(q, q_strides, pair, heads, first, ALIGNED)
     of_k = of_head(k, k_strides, pair, heads, 0, ALIGNED)
     of_v = of_head(v, v_strides, pair, heads, 0, ALIGNED)
-    q_tile = load(of_q, q_strides, row, queries - first, WIDTHS, HEAD)
+    q_tile = load(of_q, q_strides, row, queries - first, PIECES, HEAD)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    values = zeros(ROWS, WIDTHS)
+    values = zeros(ROWS, PIECES)
     if WHOLE:
         total, largest, values = _step(
             total, largest, values, q_tile, of_k, k_strides, of_v, v_strides, key, keys, scale,
-            WIDTHS, HEAD, PADDED, PRECISION, SPLIT,
+            PIECES, HEAD, PADDED, PRECISION, SPLIT,
         )  # fmt: skip
     else:
         for at in tl.range(0, keys, KEYS, num_stages=STAGES):
             start = tl.cast(at, tl.int64)
             total, largest, values = _step(
                 total, largest, values, q_tile, of_k + start * k_strides[2], k_strides, of_v + start * v_strides[2],
-                v_strides, key, keys - at, scale, WIDTHS, HEAD, PADDED, PRECISION, SPLIT,
+                v_strides, key, keys - at, scale, PIECES, HEAD, PADDED, PRECISION, SPLIT,
             )  # fmt: skip
     of_out = of_head(out, out_strides, pair, heads, first, ALIGNED)
     inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
-    store(of_out, out_strides, values, inverse[:, None], row, queries - first, WIDTHS, HEAD)
+    store(of_out, out_strides, values, inverse[:, None], row, queries - first, PIECES, HEAD)
     if lse is not None:
         of_lse = lse + pair.to(tl.int64) * queries + first
         tl.store(of_lse + row, (largest + tl.log2(total)) * LN_2, row < queries - first)
@@ -84,15 +84,15 @@ def _step(
     key,
     keys,
     scale,
-    WIDTHS: tl.constexpr,
+    PIECES: tl.constexpr,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
     """(total, largest, values) with a block of keys, of which `keys` are left."""
-    k_tile = load(of_k, k_strides, key, keys, WIDTHS, HEAD)
-    v_tile = load(of_v, v_strides, key, keys, WIDTHS, HEAD)
+    k_tile = load(of_k, k_strides, key, keys, PIECES, HEAD)
+    v_tile = load(of_v, v_strides, key, keys, PIECES, HEAD)
     scores = inner(q_tile, k_tile, PRECISION) * scale
     if PADDED:
         scores = tl.where((key < keys)[None, :], scores, float("-inf"))

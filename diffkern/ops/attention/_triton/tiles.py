@@ -1,8 +1,8 @@
 """What attention's kernels share: tiles of some positions of a head, and products of them.
 
-A tile (positions × head channels) is a tuple of pieces: the channels are cut into WIDTHS, powers of two of 128 at most,
-whose sum is the head's channels HEAD or, in the last piece, a little more. So 40 channels cost 48 and not 64, and 512
-are four pieces of 128. Offsets within a tile are 32 bits; what passes 2³¹ is in its base.
+A tile (positions × head channels) is a tuple of PIECES: (first channel, width), the width a power of two, of which the
+last may reach beyond the head's channels HEAD. So 40 channels cost 48 and not 64, and 512 are four pieces of 128.
+Offsets within a tile are 32 bits; what passes 2³¹ is in its base.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ def of_head(x, strides, pair, heads, first, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def load(base, strides, row, rows, WIDTHS: tl.constexpr, HEAD: tl.constexpr):
+def load(base, strides, row, rows, PIECES: tl.constexpr, HEAD: tl.constexpr):
     """The tile of the positions `row` behind the base, as stored; 0 outside."""
     pieces = ()
-    first: tl.constexpr = 0
-    for i in tl.static_range(len(WIDTHS)):
-        c = first + tl.arange(0, WIDTHS[i])
-        inside = (row < rows)[:, None]
-        if first + WIDTHS[i] > HEAD:
-            inside &= (c < HEAD)[None, :]
-        at = base + ((row * strides[2])[:, None] + (c * strides[3])[None, :])
-        pieces = pieces + (tl.load(at, inside, other=0.0),)
-        first = first + WIDTHS[i]
+    for i in tl.static_range(len(PIECES)):
+        at, inside = _places(base, strides, row, rows, PIECES[i][0], PIECES[i][1], HEAD)
+        pieces += (tl.load(at, inside, other=0.0),)
     return pieces
 
 
 @triton.jit
-def store(base, strides, pieces, factor, row, rows, WIDTHS: tl.constexpr, HEAD: tl.constexpr):
+def store(base, strides, pieces, factor, row, rows, PIECES: tl.constexpr, HEAD: tl.constexpr):
     """The pieces times the positions' (R, 1) or a common factor."""
-    first: tl.constexpr = 0
-    for i in tl.static_range(len(WIDTHS)):
-        c = first + tl.arange(0, WIDTHS[i])
-        inside = (row < rows)[:, None]
-        if first + WIDTHS[i] > HEAD:
-            inside &= (c < HEAD)[None, :]
-        at = base + ((row * strides[2])[:, None] + (c * strides[3])[None, :])
+    for i in tl.static_range(len(PIECES)):
+        at, inside = _places(base, strides, row, rows, PIECES[i][0], PIECES[i][1], HEAD)
         tl.store(at, pieces[i] * factor, inside)
-        first = first + WIDTHS[i]
 
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, WIDTHS: tl.constexpr):
+def _places(base, strides, row, rows, FIRST: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.constexpr):
+    c = FIRST + tl.arange(0, WIDTH)
+    inside = (row < rows)[:, None] & (c < HEAD)[None, :]
+    return base + ((row * strides[2])[:, None] + (c * strides[3])[None, :]), inside
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, PIECES: tl.constexpr):
     pieces = ()
-    for i in tl.static_range(len(WIDTHS)):
-        pieces = pieces + (tl.zeros([ROWS, tl.constexpr(WIDTHS[i])], tl.float32),)
+    for i in tl.static_range(len(PIECES)):
+        pieces += (_zeros(ROWS, PIECES[i][1]),)
     return pieces
+
+
+@triton.jit
+def _zeros(ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    return tl.zeros([ROWS, WIDTH], tl.float32)
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def scaled(pieces, factor):
     """The pieces times the positions' factor (R,)."""
     products = ()
     for i in tl.static_range(len(pieces)):
-        products = products + (pieces[i] * factor[:, None],)
+        products += (pieces[i] * factor[:, None],)
     return products
 
 
@@ -90,7 +90,7 @@ def added(pieces, weights, x, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
         total = _dot(high, x[i], pieces[i], PRECISION)
         if SPLIT:
             total = _dot((weights - high.to(tl.float32)).to(x[0].dtype), x[i], total, PRECISION)
-        sums = sums + (total,)
+        sums += (total,)
     return sums
 
 
