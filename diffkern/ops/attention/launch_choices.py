@@ -1,16 +1,22 @@
-"""How attention's kernels are launched: how many queries and keys a program takes, and with how many threads."""
+"""How attention's kernels are launched: how many queries and keys a program takes, and with how many threads.
+
+What fits in the registers was found by compiling for sm_90, where blocks of 64 by 4 warps are multiplied by whole warp
+groups, and so was what float32 operands are multiplied with: three products in TF32 of their halves, which is right to
+2⁻²¹ of a product, or, for heads whose halves do not fit, the plain arithmetic units ("ieee").
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from diffkern.ops._triton.launch import INTERPRETED, cdiv, multiprocessors, next_power_of_2
 
-WHOLE_ROW = 256  # keys of which a row of scores is on chip at once
-_MOST_CHANNELS = 128  # of a piece of a tile
+SHORT = 256  # keys of a row whose weights are multiplied as float32; tensor cores set no pace there
 MOST_POSITIONS = 256  # of a block
+MOST_CHANNELS = 512  # of a head; more have no room on chip
+_PIECE = 128  # channels of a piece of a tile
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,27 @@ class Blocks:
     keys: int
     num_warps: int
     stages: int
+    precision: str = "tf32x3"  # of products of float32
+
+
+# By bytes of an element, for heads of up to so many channels.
+_FORWARD = {
+    2: {64: Blocks(64, 128, 4, 2), 128: Blocks(64, 64, 4, 2), 256: Blocks(64, 32, 4, 2), 512: Blocks(32, 32, 8, 1)},
+    4: {
+        64: Blocks(64, 32, 4, 2),
+        128: Blocks(64, 32, 4, 1),
+        512: Blocks(16, 16, 8, 1, "ieee"),
+    },
+}
+_LONG = {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 64, 8, 2)}  # 16 bits, many queries, more than SHORT keys
+_QUERY_GRADIENTS = {
+    2: {64: Blocks(64, 64, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(64, 32, 4, 1), 512: Blocks(16, 32, 8, 1)},
+    4: {64: Blocks(64, 32, 4, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
+}
+_KEY_GRADIENTS = {
+    2: {64: Blocks(64, 64, 4, 2), 128: Blocks(32, 64, 8, 2), 256: Blocks(32, 32, 8, 1), 512: Blocks(16, 16, 8, 1)},
+    4: {64: Blocks(32, 32, 4, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
+}
 
 
 def pieces(head_channels: int) -> tuple[tuple[int, int], ...]:
@@ -28,7 +55,7 @@ def pieces(head_channels: int) -> tuple[tuple[int, int], ...]:
     found, first = [], 0
     while first < head_channels:
         left = head_channels - first
-        width = max(min(next_power_of_2(left), _MOST_CHANNELS), 16)
+        width = max(min(next_power_of_2(left), _PIECE), 16)
         if width > 16 and left <= width // 2 + width // 4:
             width //= 2
         found.append((first, width))
@@ -37,35 +64,45 @@ def pieces(head_channels: int) -> tuple[tuple[int, int], ...]:
 
 
 def forward(pairs: int, queries: int, keys: int, head_channels: int, itemsize: int, device: torch.device) -> Blocks:
-    of_keys = min(_block(keys), WHOLE_ROW) if keys <= WHOLE_ROW else 64
-    rows = min(_block(queries), 64)
-    return Blocks(_enough(rows, pairs, queries, device), of_keys, 4, 2)
+    """For `pairs` heads of all samples together."""
+    chosen = _of(_FORWARD[itemsize], head_channels)
+    if itemsize == 2 and keys > SHORT and head_channels <= max(_LONG):
+        long = _of(_LONG, head_channels)
+        chosen = long if pairs * cdiv(queries, long.rows) >= multiprocessors(device) else replace(chosen, keys=64)
+    return _fitting(chosen, queries, keys, _enough(chosen.rows, pairs, queries, device), chosen.keys)
 
 
 def query_gradients(
     pairs: int, queries: int, keys: int, head_channels: int, itemsize: int, device: torch.device
 ) -> Blocks:
-    return forward(pairs, queries, keys, head_channels, itemsize, device)
+    chosen = _of(_QUERY_GRADIENTS[itemsize], head_channels)
+    return _fitting(chosen, queries, keys, _enough(chosen.rows, pairs, queries, device), chosen.keys)
 
 
 def key_gradients(
     pairs: int, queries: int, keys: int, head_channels: int, itemsize: int, device: torch.device
 ) -> Blocks:
-    return forward(pairs, queries, keys, head_channels, itemsize, device)
+    chosen = _of(_KEY_GRADIENTS[itemsize], head_channels)
+    return _fitting(chosen, queries, keys, chosen.rows, _enough(chosen.keys, pairs, keys, device))
+
+
+def _of(table: dict[int, Blocks], head_channels: int) -> Blocks:
+    return next(blocks for most, blocks in table.items() if head_channels <= most)
 
 
 def _enough(most: int, pairs: int, positions: int, device: torch.device) -> int:
-    """Positions of a block: fewer where there would be fewer programs than multiprocessors, 16 at least.
+    """Positions of a program's own block: fewer where there would be fewer programs than multiprocessors.
 
     Interpreted, a program costs nearly the same whatever its size.
     """
     if INTERPRETED:
-        return min(_block(positions), 256)
-    block = most
-    while block > 16 and pairs * cdiv(positions, block) < multiprocessors(device):
-        block //= 2
-    return block
+        return MOST_POSITIONS
+    while most > 16 and pairs * cdiv(positions, most) < multiprocessors(device):
+        most //= 2
+    return most
 
 
-def _block(positions: int) -> int:
-    return max(next_power_of_2(positions), 16)
+def _fitting(blocks: Blocks, queries: int, keys: int, rows: int, of_keys: int) -> Blocks:
+    """No more positions than there are, but 16 at least, as matrix products have it."""
+    rows, of_keys = (max(min(most, next_power_of_2(n)), 16) for most, n in ((rows, queries), (of_keys, keys)))
+    return replace(blocks, rows=rows, keys=of_keys)

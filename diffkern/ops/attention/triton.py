@@ -151,8 +151,8 @@ def _sizes(q: Tensor, k: Tensor, blocks: launch_choices.Blocks) -> dict[str, Any
         "ROWS": blocks.rows,
         "KEYS": blocks.keys,
         "STAGES": blocks.stages,
-        "PRECISION": "ieee",
-        "SPLIT": q.itemsize == 2 and k.shape[2] <= launch_choices.WHOLE_ROW,
+        "PRECISION": blocks.precision,
+        "SPLIT": q.itemsize == 2 and k.shape[2] <= launch_choices.SHORT,
     }
 
 
@@ -190,6 +190,8 @@ def attention_qkv_backward_unsupported(
 
 
 def _unsupported(*views: Tensor) -> str | None:
+    if views[0].shape[3] > launch_choices.MOST_CHANNELS:
+        return f"a head has more than {launch_choices.MOST_CHANNELS} channels"
     for x in views:
         reason = launch.unsupported(x)
         if reason:
