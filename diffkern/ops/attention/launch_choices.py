@@ -36,28 +36,34 @@ _FORWARD = {
     4: {
         64: Blocks(64, 32, 4, 2),
         128: Blocks(64, 32, 4, 1),
+        256: Blocks(32, 16, 8, 1, "ieee"),
         512: Blocks(16, 16, 8, 1, "ieee"),
     },
 }
 _LONG = {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 64, 8, 2)}  # 16 bits, many queries, more than SHORT keys
 _QUERY_GRADIENTS = {
-    2: {64: Blocks(64, 64, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(64, 32, 4, 1), 512: Blocks(16, 32, 8, 1)},
+    2: {64: Blocks(64, 64, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 32, 8, 1), 512: Blocks(16, 32, 8, 1)},
     4: {64: Blocks(64, 32, 4, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
 }
 _KEY_GRADIENTS = {
     2: {64: Blocks(64, 64, 4, 2), 128: Blocks(32, 64, 8, 2), 256: Blocks(32, 32, 8, 1), 512: Blocks(16, 16, 8, 1)},
-    4: {64: Blocks(32, 32, 4, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
+    4: {64: Blocks(32, 64, 8, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
 }
 
 
-def pieces(head_channels: int) -> tuple[tuple[int, int], ...]:
-    """(first channel, width): as many of 128 as fit, and the rest in one or two powers of two from 16 on."""
+def pieces(head_channels: int, itemsize: int) -> tuple[tuple[int, int], ...]:
+    """(first channel, width): as many of 128 as fit, and the rest in one or two powers of two.
+
+    A second piece has a width beside which the compiler finds room for the first one's threads.
+    """
+    least = 32 if itemsize == 4 else 16 if head_channels <= _PIECE else 64
     found, first = [], 0
     while first < head_channels:
         left = head_channels - first
-        width = max(min(next_power_of_2(left), _PIECE), 16)
-        if width > 16 and left <= width // 2 + width // 4:
-            width //= 2
+        width = max(min(next_power_of_2(left), _PIECE), least if first else 16)
+        half = width // 2
+        if half >= least and max(next_power_of_2(left - half), least) < half:
+            width = half
         found.append((first, width))
         first += width
     return tuple(found)
@@ -69,7 +75,8 @@ def forward(pairs: int, queries: int, keys: int, head_channels: int, itemsize: i
     if itemsize == 2 and keys > SHORT and head_channels <= max(_LONG):
         long = _of(_LONG, head_channels)
         chosen = long if pairs * cdiv(queries, long.rows) >= multiprocessors(device) else replace(chosen, keys=64)
-    return _fitting(chosen, queries, keys, _enough(chosen.rows, pairs, queries, device), chosen.keys)
+    rows = _enough(chosen.rows, pairs, queries, device)
+    return _fitting(chosen, queries, keys, rows, chosen.keys if rows >= 64 else min(chosen.keys, 64))
 
 
 def query_gradients(

@@ -146,7 +146,7 @@ def _sizes(q: Tensor, k: Tensor, blocks: launch_choices.Blocks) -> dict[str, Any
         "heads": q.shape[1],
         "queries": q.shape[2],
         "keys": k.shape[2],
-        "PIECES": launch_choices.pieces(q.shape[3]),
+        "PIECES": launch_choices.pieces(q.shape[3], q.itemsize),
         "HEAD": q.shape[3],
         "ROWS": blocks.rows,
         "KEYS": blocks.keys,
@@ -196,6 +196,7 @@ def _unsupported(*views: Tensor) -> str | None:
         reason = launch.unsupported(x)
         if reason:
             return reason
-        if launch_choices.MOST_POSITIONS * x.stride(2) + x.shape[3] * x.stride(3) >= 2**31:
+        positions = min(launch_choices.MOST_POSITIONS, x.shape[2])
+        if (positions - 1) * x.stride(2) + (x.shape[3] - 1) * x.stride(3) >= 2**31:
             return "a block of a head spans 2³¹ elements"
     return None
