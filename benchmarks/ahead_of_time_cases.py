@@ -33,8 +33,8 @@ NORMS = [
     (8, 1344, 16, 16),
     (8, 1568, 8, 8),
 ]
-# (batch, heads, queries, channels of a head, keys if they are not the queries' own) of attention in U-Nets: UNet2DModel,
-# Stable Diffusion with its text, improved- and guided-diffusion, DDPM, and a batch of one.
+# (batch, heads, queries, channels of a head, keys if they are not the queries' own) of attention in UNet2DModel, Stable
+# Diffusion with its text, improved- and guided-diffusion and DDPM, and in a batch of one.
 ATTENTION = [
     (64, 32, 256, 8, None),
     (8, 4, 256, 32, 260),

@@ -1,7 +1,7 @@
 """How attention's kernels are launched: how many queries and keys a program takes, and with how many threads.
 
-What fits in the registers was found by compiling for sm_90, where blocks of 64 by 4 warps are multiplied by whole warp
-groups, and so was what float32 operands are multiplied with: three products in TF32 of their halves, which is right to
+What fits in the registers was found by compiling, first of all for sm_90, where blocks of 64 by 4 warps are multiplied by
+whole warp groups. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to
 2⁻²¹ of a product, or, for heads whose halves do not fit, the plain arithmetic units ("ieee").
 """
 
@@ -32,10 +32,15 @@ class Blocks:
 
 # By bytes of an element, for heads of up to so many channels.
 _FORWARD = {
-    2: {64: Blocks(64, 128, 4, 2), 128: Blocks(64, 64, 4, 2), 256: Blocks(64, 32, 4, 2), 512: Blocks(32, 32, 8, 1)},
+    2: {
+        32: Blocks(64, 128, 4, 2),
+        128: Blocks(64, 64, 4, 2),
+        256: Blocks(64, 32, 4, 2),
+        512: Blocks(32, 32, 8, 1),
+    },
     4: {
         64: Blocks(64, 32, 4, 2),
-        128: Blocks(64, 32, 4, 1),
+        128: Blocks(32, 32, 8, 1),
         256: Blocks(32, 16, 8, 1, "ieee"),
         512: Blocks(16, 16, 8, 1, "ieee"),
     },
@@ -43,11 +48,11 @@ _FORWARD = {
 _LONG = {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 64, 8, 2)}  # 16 bits, many queries, more than SHORT keys
 _QUERY_GRADIENTS = {
     2: {64: Blocks(64, 64, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 32, 8, 1), 512: Blocks(16, 32, 8, 1)},
-    4: {64: Blocks(64, 32, 4, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
+    4: {64: Blocks(32, 32, 8, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
 }
 _KEY_GRADIENTS = {
     2: {64: Blocks(64, 64, 4, 2), 128: Blocks(32, 64, 8, 2), 256: Blocks(32, 32, 8, 1), 512: Blocks(16, 16, 8, 1)},
-    4: {64: Blocks(32, 64, 8, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
+    4: {64: Blocks(32, 32, 8, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
 }
 
 

@@ -28,8 +28,8 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, channels_last: bool, with_lse: bool
 ) -> tuple[Tensor, Tensor]:
     out = out_like(q, q.shape[2 if channels_last else 1], channels_last)
-    views = [by_head(x, num_heads, channels_last) for x in (q, k, v)]
-    return out, _attend(*views, scale, by_head(out, num_heads, channels_last), with_lse)
+    q, k, v = (by_head(x, num_heads, channels_last) for x in (q, k, v))
+    return out, _attend(q, k, v, scale, by_head(out, num_heads, channels_last), with_lse)
 
 
 def attention_qkv(
@@ -102,7 +102,10 @@ def _differentiate(
 ) -> None:
     """Writes the gradients of q, k and v, all (B, heads, T or K, d)."""
     pairs, queries, keys, head = q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3]
-    rows = {"lse": lse.contiguous(), "deltas": torch.empty(lse.shape, dtype=torch.float32, device=lse.device)}
+    rows: dict[str, Any] = {
+        "lse": lse.contiguous(),
+        "deltas": torch.empty(lse.shape, dtype=torch.float32, device=lse.device),
+    }
     shape = (pairs, queries, keys, head, q.itemsize, q.device)
     blocks = launch_choices.query_gradients(*shape)
     launch.launch(

@@ -27,7 +27,7 @@ def load(base, strides, row, rows, PIECES: tl.constexpr, HEAD: tl.constexpr):
     pieces = ()
     for i in tl.static_range(len(PIECES)):
         at, inside = _places(base, strides, row, rows, PIECES[i][0], PIECES[i][1], HEAD)
-        pieces += (tl.load(at, inside, other=0.0),)
+        pieces += (tl.load(at, inside, other=0.0),)  # type: ignore[assignment]
     return pieces
 
 
@@ -50,7 +50,7 @@ def _places(base, strides, row, rows, FIRST: tl.constexpr, WIDTH: tl.constexpr, 
 def zeros(ROWS: tl.constexpr, PIECES: tl.constexpr):
     pieces = ()
     for i in tl.static_range(len(PIECES)):
-        pieces += (_zeros(ROWS, PIECES[i][1]),)
+        pieces += (_zeros(ROWS, PIECES[i][1]),)  # type: ignore[assignment]
     return pieces
 
 
@@ -64,7 +64,7 @@ def scaled(pieces, factor):
     """The pieces times the positions' factor (R,)."""
     products = ()
     for i in tl.static_range(len(pieces)):
-        products += (pieces[i] * factor[:, None],)
+        products += (pieces[i] * factor[:, None],)  # type: ignore[assignment]
     return products
 
 
@@ -90,7 +90,7 @@ def added(pieces, weights, x, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
         total = _dot(high, x[i], pieces[i], PRECISION)
         if SPLIT:
             total = _dot((weights - high.to(tl.float32)).to(x[0].dtype), x[i], total, PRECISION)
-        sums += (total,)
+        sums += (total,)  # type: ignore[assignment]
     return sums
 
 
