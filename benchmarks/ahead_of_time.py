@@ -60,6 +60,9 @@ FLOAT64_OF = {
 # share a multiprocessor, and a few values passed from register to stack and back cost less than that. In the main
 # configurations for sm_90 none has any; the most, 80, is what sm_100's compiler makes of one with scale and shift.
 SPILLS = {
+    "attention_kernel": 8,
+    "attention_key_gradients_kernel": 16,
+    "attention_query_gradients_kernel": 8,
     "channel_rms_norm_kernel": 8,
     "channel_rms_norm_backward_kernel": 40,
     "diffusion_loss_kernel": 8,

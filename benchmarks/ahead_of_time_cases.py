@@ -33,6 +33,26 @@ NORMS = [
     (8, 1344, 16, 16),
     (8, 1568, 8, 8),
 ]
+# (batch, heads, queries, channels of a head, keys if they are not the queries' own) of attention in UNet2DModel, Stable
+# Diffusion with its text, improved- and guided-diffusion and DDPM, and in a batch of one.
+ATTENTION = [
+    (64, 32, 256, 8, None),
+    (8, 4, 256, 32, 260),
+    (8, 8, 4096, 40, None),
+    (8, 8, 4096, 40, 77),
+    (64, 9, 256, 64, None),
+    (16, 6, 1024, 64, None),
+    (1, 6, 1024, 64, None),
+    (8, 8, 1024, 80, None),
+    (64, 4, 256, 96, None),
+    (16, 4, 1024, 128, None),
+    (8, 8, 256, 160, None),
+    (16, 4, 256, 192, None),
+    (64, 1, 256, 256, None),
+    (16, 1, 256, 512, None),
+]
+# Of which the tests compile the backward pass too.
+ATTENTION_MAIN = {"bfloat16": (8, 40, 64, 128, 192, 256, 512), "float32": (64, 256, 512)}
 
 
 class Case(NamedTuple):
@@ -58,6 +78,7 @@ def cases() -> Iterator[Case]:
     yield from steps()
     yield from losses()
     yield from norms()
+    yield from attentions()
 
 
 def noise() -> Iterator[Case]:
@@ -182,3 +203,36 @@ def norms() -> Iterator[Case]:
             yield Case(f"{op}_backward", f"{name}, SiLU", 3 * size, main, backward)
             call = lambda f=backward, s=scaled: f(**s)  # noqa: E731
             yield Case(f"{op}_backward", f"{name}, SiLU, scale-shift", 3 * size, False, call)
+
+
+def attentions() -> Iterator[Case]:
+    for (samples, heads, queries, head, keys), dtype in itertools.product(ATTENTION, STORAGE):
+        size, channels = STORAGE[dtype].itemsize, heads * head
+        for layout in ("channels first", "channels last"):
+            if keys is not None and layout == "channels first":
+                continue
+            shape = (samples, queries, 3 * channels) if layout == "channels last" else (samples, 3 * channels, queries)
+            qkv = torch.empty(shape, dtype=STORAGE[dtype], requires_grad=True)
+            q = torch.empty(samples, queries, channels, dtype=STORAGE[dtype], requires_grad=True)
+            kv = torch.empty(samples, keys or 1, channels, dtype=STORAGE[dtype], requires_grad=True)
+
+            def attended(q=q, kv=kv, qkv=qkv, heads=heads, alone=keys is None, last=layout == "channels last"):
+                if alone:
+                    return ops.attention_qkv(qkv, heads, channels_last=last)
+                return ops.attention(q, kv, kv, heads)
+
+            def forward(f=attended):
+                with torch.no_grad():
+                    f()
+
+            def backward(f=attended, inputs=(qkv,) if keys is None else (q, kv)):
+                out = f()
+                torch.autograd.grad(out, inputs, torch.empty_like(out))
+
+            name = f"{samples}×{heads} heads, {queries}×{keys or queries}, d = {head}, {dtype}, {layout}"
+            compiled = dtype == "bfloat16" or (dtype == "float32" and head in (8, 64, 128, 256, 512) and samples > 1)
+            main = compiled and layout == "channels last"
+            differentiated = main and head in ATTENTION_MAIN[dtype] and keys is None and samples > 1 and queries != 1024
+            differentiated |= main and head == 128 and dtype == "bfloat16"
+            yield Case("attention", name, 4 * size, main and not differentiated, forward)
+            yield Case("attention_backward", name, 8 * size, differentiated, backward)

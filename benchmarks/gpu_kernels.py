@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks import eager
 from benchmarks.goals import Goal
 from diffkern.backends import use_backend
-from diffkern.ops import diffusion_loss_and_grad, group_norm, q_sample, solver_step
+from diffkern.ops import attention, diffusion_loss_and_grad, group_norm, q_sample, solver_step
 from diffkern.process import GaussianProcess, linear_betas
 from diffkern.solvers import StepProgram, build
 
@@ -265,6 +266,36 @@ class RatioToEager(Norm):
         return ["ratio to eager"]
 
 
+@dataclass(frozen=True)
+class Attention(Case):
+    """Between feature maps. SDPA is given the heads' channels side by side, and its result goes back to q's format."""
+
+    heads: int = 1
+
+    op = explained = "attention"
+    passes = 4
+
+    def _kind(self) -> list[str]:
+        return [f"{self.heads} heads", "ratio to SDPA"]
+
+    def inputs(self, device: str, memory_format: str) -> Inputs:
+        return {name: self.randn(device, memory_format) for name in ("q", "k", "v")}
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = (x.flatten(2) for x in (q, k, v))
+        return attention(*rows, self.heads, channels_last=False).unflatten(2, q.shape[2:])
+
+    def composition(self, wrap: Wrap = as_it_is) -> Function:
+        return wrap(functools.partial(attended, heads=self.heads))
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    rows = [x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3) for x in (q, k, v)]
+    out = F.scaled_dot_product_attention(*(x if x.stride(3) == 1 else x.contiguous() for x in rows))
+    out = out.transpose(2, 3).flatten(1, 2).unflatten(2, q.shape[2:])
+    return out.contiguous(memory_format=torch.contiguous_format if q.is_contiguous() else torch.channels_last)
+
+
 # A slab of the first fits on chip, of the others not; the last is one whose x a Triton kernel reads twice.
 FORWARD = {
     (256, 256, 16, 16): (0.80, 0.92),
@@ -275,6 +306,9 @@ FORWARD = {
 }
 BACKWARD = (0.65, 0.85)
 LONE = [(1, 128, 32, 32), (1, 256, 16, 16)]
+# Whole rows of scores on chip, beside SDPA with its copies; and long rows, beside SDPA without.
+SHORT_ROWS = [((64, 256, 16, 16), 32), ((64, 256, 16, 16), 4), ((64, 256, 16, 16), 1), ((16, 512, 16, 16), 1)]
+LONG_ROWS = [((16, 512, 32, 32), 8), ((8, 320, 64, 64), 8), ((8, 512, 32, 32), 4), ((4, 512, 32, 32), 1)]
 BOTH_ORDERS = (("channels_last", "contiguous"), ("contiguous", "channels_last"))
 
 
@@ -296,3 +330,7 @@ def cases() -> Iterator[Case]:
     for shape, formats in itertools.product(LONE, BOTH_ORDERS):
         yield Norm(shape, half, Goal("us", 4.0, 2.5), formats, compiles=False, in_graph=True)
     yield RatioToEager((256, 128, 32, 32), half, Goal("ratio", 3.2, 4.1), ("channels_last",), compiles=False)
+    for shape, heads in SHORT_ROWS:
+        yield Attention(shape, half, Goal("ratio", 1.3, 1.6), ("contiguous",), compiles=False, heads=heads)
+    for shape, heads in LONG_ROWS:
+        yield Attention(shape, half, Goal("ratio", 0.95, 1.05), ("channels_last",), compiles=False, heads=heads)
