@@ -57,8 +57,7 @@ def _check_rows(dout: Tensor, out: Tensor, lse: Tensor, rows: tuple[int, ...]) -
         raise RuntimeError("attention: the forward pass was told that nobody would want a gradient (with_lse=False)")
     if tuple(lse.shape) != rows or lse.dtype != accumulated_in(out):
         raise RuntimeError(
-            f"attention: the rows' sums came back as {lse.dtype} {tuple(lse.shape)}, "
-            f"not {accumulated_in(out)} {rows}"
+            f"attention: the rows' sums came back as {lse.dtype} {tuple(lse.shape)}, not {accumulated_in(out)} {rows}"
         )
 
 

@@ -6,6 +6,7 @@ from tests.ops.contract import (
     dynamic_threshold,
     group_norm,
     guidance_rescale,
+    linear_attention,
     philox,
     q_sample,
     solver_step,
@@ -23,4 +24,5 @@ CASES = [
     *vb_terms.CASES,
     *channel_rms_norm.CASES,
     *group_norm.JOINED,
+    *linear_attention.CASES,
 ]
