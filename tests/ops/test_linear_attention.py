@@ -14,7 +14,7 @@ from tests.fusion.peers import lucidrains
 from tests.ops import oracles
 from tests.ops.cases import LAYOUTS, STORAGE, Untouched, assert_as_good_as_eager, error, in_layout, randn, same_bits
 
-# (B, heads, d, T, M). One pixel; odd ones; no whole vector; d of one, and none that a vector divides; more pixels than a
+# (B, heads, d, T, M). One pixel; odd ones; no whole vector; d of one, and of no whole vectors; more pixels than a
 # kernel's block, and more blocks than one unit sums up; as many heads as lucidrains has.
 SHAPES = [
     (1, 1, 1, 1, None),
@@ -175,7 +175,7 @@ def test_gradcheck(channels_last, heads_d_memory):
     for length in (1, 5):
         qkv, memory, _ = operands((2, heads, d, length, remembered), torch.float64, "contiguous", channels_last)
         leaves = [t.detach().requires_grad_() for t in (qkv, memory) if t is not None]
-        function = lambda x, m=None: linear_attention(x, heads, memory=m, channels_last=channels_last)  # noqa: B023, E731
+        function = lambda x, m=None: linear_attention(x, heads, memory=m, channels_last=channels_last)  # noqa: E731
         assert torch.autograd.gradcheck(function, leaves)
 
 

@@ -14,6 +14,7 @@ from diffkern.ops import (
     dynamic_threshold,
     group_norm,
     guidance_rescale,
+    linear_attention,
     philox_normal,
     philox_uint32,
     q_sample,
@@ -34,6 +35,8 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
     scale = randn(shape[0], shape[1], seed=1).to(dtype).requires_grad_()
     y = group_norm(x, 4, torch.ones(shape[1], dtype=dtype), scale=scale, activation="silu")
     z = channel_rms_norm(x, torch.ones(shape[1], dtype=dtype), scale=scale, activation="silu")
+    qkv = x.flatten(2).repeat(1, 3, 1)
+    attended = linear_attention(qkv, 2, memory=randn(2, 2, shape[1] // 2, 4))
     data, tables = x.detach(), ProcessTables(SIGNAL, SIGMA)
     both = torch.cat([data, data.cos()])
     return [
@@ -49,6 +52,8 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
         *torch.autograd.grad(y, [x, scale], randn(*shape, seed=2).to(dtype)),
         z.detach(),
         *torch.autograd.grad(z, [x, scale], randn(*shape, seed=2).to(dtype)),
+        attended.detach(),
+        *torch.autograd.grad(attended, x, randn(*attended.shape, seed=2).to(dtype)),
     ]
 
 
