@@ -37,12 +37,16 @@ DIFFKERN_INLINE void store_transposed(const f32v* rows, int64_t lanes, float* to
 #endif
 }
 
+// A row of a block is too short for the processor to see where the next one begins.
+constexpr int64_t kRowsAhead = 4;
+
 template <class T>
 void load_block(const T* x, int64_t channels, int64_t channel, int64_t position, int64_t width, float* block,
                 int64_t stride) {
     if (position == 1) {
         for (int64_t c = 0; c < channels; ++c)
             for_lanes(0, width, [&](int64_t i, int n) DIFFKERN_LAMBDA {
+                __builtin_prefetch(x + (c + kRowsAhead) * channel + i);
                 store(block + c * stride + i, load_n(x + c * channel + i, n));
             });
         return;

@@ -50,7 +50,8 @@ void sum_keys(const Cut& cut, const HeadsView& k, const HeadsView& v, int64_t sa
               int64_t end, Sums sums) {
     Scratch<float> memory(2 * cut.block_size());
     float *keys = memory, *values = memory + cut.block_size();
-    zero(memory, 2 * cut.block_size());
+    zero_spare_rows(keys, cut);
+    zero_spare_rows(values, cut);
     zero(sums.context, Sums::size(cut));
     for (int64_t c = 0; c < cut.channels; ++c) sums.most[c] = kLeast;
     cut.for_each_block(first, end, [&](int64_t at, int64_t width) {

@@ -58,7 +58,8 @@ struct Blocks {
           third(second + cut.block_size()),
           fourth(third + cut.block_size()),
           few(fourth + cut.block_size()) {
-        zero(first, 4 * cut.block_size());
+        zero_spare_rows(first, cut);
+        zero_spare_rows(second, cut);
     }
 };
 

@@ -137,5 +137,10 @@ inline void zero(float* x, int64_t count) {
     __builtin_memset(x, 0, static_cast<unsigned long>(count) * sizeof(float));
 }
 
+// The rows that fill up the last four of a block, which no head has.
+inline void zero_spare_rows(float* block, const Cut& cut) {
+    zero(block + cut.channels * cut.block, (cut.rows - cut.channels) * cut.block);
+}
+
 }  // namespace DIFFKERN_ISA
 }  // namespace diffkern
