@@ -35,6 +35,10 @@ NORMS = [
 ]
 
 
+# (B, heads, d, T) of denoising-diffusion-pytorch's linear attention, and wider heads.
+LINEAR_ATTENTIONS = [(64, 4, 32, 1024), (16, 4, 32, 16384), (1, 4, 32, 4096), (64, 4, 64, 256), (64, 2, 128, 256)]
+
+
 class Case(NamedTuple):
     """bytes_per_element: the least that is read and written, for each element of the first tensor."""
 
@@ -58,6 +62,7 @@ def cases() -> Iterator[Case]:
     yield from steps()
     yield from losses()
     yield from norms()
+    yield from linear_attentions()
 
 
 def noise() -> Iterator[Case]:
@@ -182,3 +187,26 @@ def norms() -> Iterator[Case]:
             yield Case(f"{op}_backward", f"{name}, SiLU", 3 * size, main, backward)
             call = lambda f=backward, s=scaled: f(**s)  # noqa: E731
             yield Case(f"{op}_backward", f"{name}, SiLU, scale-shift", 3 * size, False, call)
+
+
+def linear_attentions() -> Iterator[Case]:
+    for shape, dtype, channels_last in itertools.product(LINEAR_ATTENTIONS, STORAGE, (False, True)):
+        samples, heads, d, length = shape
+        packed = (samples, length, 3 * heads * d) if channels_last else (samples, 3 * heads * d, length)
+        qkv, memory = torch.empty(packed, dtype=STORAGE[dtype]), torch.empty(2, heads, d, 4)
+        name = f"{text(shape)}, {dtype}, {'channels_last' if channels_last else 'contiguous'}"
+        main = d == 32 and (dtype, channels_last) in (("bfloat16", True), ("float32", False))
+        size = STORAGE[dtype].itemsize
+
+        def forward(qkv=qkv, memory=memory, heads=heads, channels_last=channels_last):
+            return ops.linear_attention(qkv, heads, memory=memory, channels_last=channels_last)
+
+        def backward(qkv=qkv, memory=memory, call=forward):
+            leaves = [t.detach().requires_grad_() for t in (qkv, memory)]
+            out = call(*leaves)
+            torch.autograd.grad(out, leaves, torch.empty_like(out))
+
+        yield Case("linear_attention", f"{name}, memory", 4 / 3 * size, main, forward)
+        call = lambda f=forward: f(memory=None)  # noqa: E731
+        yield Case("linear_attention", name, 4 / 3 * size, False, call)
+        yield Case("linear_attention_backward", f"{name}, memory", 7 / 3 * size, main, backward)
