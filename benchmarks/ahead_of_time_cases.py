@@ -36,7 +36,7 @@ NORMS = [
 
 
 # (B, heads, d, T) of denoising-diffusion-pytorch's linear attention, and wider heads.
-LINEAR_ATTENTIONS = [(64, 4, 32, 1024), (16, 4, 32, 16384), (1, 4, 32, 4096), (64, 4, 64, 256), (64, 2, 128, 256)]
+LINEAR_ATTENTIONS = [(64, 4, 32, 1024), (16, 4, 32, 16384), (1, 4, 32, 4096), (64, 4, 64, 256)]
 
 
 class Case(NamedTuple):

@@ -14,6 +14,7 @@ from diffkern.ops import (
     diffusion_loss,
     diffusion_loss_and_grad,
     group_norm,
+    linear_attention,
     q_sample,
     solver_step,
     vb_terms,
@@ -84,6 +85,10 @@ def calls() -> dict[str, OpCall]:
         "channel_rms_norm, scale-shift, SiLU": OpCall(
             {"x": x, "weight": affine["weight"], **projection},
             lambda x, **rest: channel_rms_norm(x, activation="silu", **rest),
+        ),
+        "linear_attention, memory": OpCall(
+            {"qkv": randn(2, 3 * 4 * 32, 150, seed=9), "memory": randn(2, 4, 32, 4, seed=10)},
+            lambda qkv, memory: linear_attention(qkv, 4, memory=memory),
         ),
         "q_sample, noise given": OpCall({"x0": x, "noise": randn(*SHAPE, seed=5)}, noised),
         "q_sample, noise generated": OpCall({"x0": x}, lambda x0: noised(x0, seed=3, draw=2, samples=11)),

@@ -50,7 +50,7 @@ def linear_attention(
     if memory is not None:
         _check_memory(memory, qkv, num_heads, head_channels)
     scale = head_channels**-0.5 if scale is None else float(scale)
-    return OP(qkv, memory, num_heads, scale, channels_last)[0]  # type: ignore[no-any-return]
+    return OP(qkv, memory, num_heads, scale, channels_last)[0]
 
 
 def _head_channels(num_heads: object, channels: int) -> int:
@@ -92,7 +92,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(
     ctx: Any, dout: Tensor, dcontext: Tensor | None, dk_max: Tensor | None, dk_sum: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    dqkv, dmemory = linear_attention_backward(dout, *ctx.saved_tensors, ctx.num_heads, ctx.scale, ctx.channels_last)
+    qkv, memory, context, k_max, k_sum = ctx.saved_tensors
+    dqkv, dmemory = linear_attention_backward(
+        dout, qkv, memory, context, k_max, k_sum, ctx.num_heads, ctx.scale, ctx.channels_last
+    )
     return dqkv, dmemory, None, None, None
 
 

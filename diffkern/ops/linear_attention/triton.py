@@ -45,13 +45,13 @@ def linear_attention(
     chosen = _choose(q, memory)
     heads = samples * num_heads
     chunks = chosen.chunks + (memory is not None)
-    parts = {
+    parts: dict[str, Any] = {
         "part_context": _float32(qkv, heads, chunks, channels, channels),
         "part_most": _float32(qkv, heads, chunks, channels),
         "part_total": _float32(qkv, heads, chunks, channels),
     }
     of_queries = {**_view("", qkv, q), "heads": num_heads, "channels": channels, "positions": positions}
-    sizes = {"LANES": chosen.lanes, "TILE": chosen.tile}
+    sizes: dict[str, Any] = {"LANES": chosen.lanes, "TILE": chosen.tile}
     launch.launch(
         linear_attention_keys_kernel,
         heads * chunks,
@@ -61,6 +61,7 @@ def linear_attention(
         **_memory(memory),
         **parts,
         chunks=chosen.chunks,
+        all_chunks=chunks,
         chunk=chosen.chunk,
         of_memory=chosen.of_memory,
         **sizes,
@@ -117,7 +118,7 @@ def linear_attention_backward(
     dcontext, along = _float32(qkv, heads, channels, channels), _float32(qkv, heads, channels)
     of_samples = None if memory is None else _float32(qkv, samples, memory.numel())
     dq = packed(dqkv, num_heads, "qkvhc", channels_last)[0]
-    common = {
+    common: dict[str, Any] = {
         **_view("", qkv, q),
         **_view("dqkv", dqkv, dq),
         "context": context,

@@ -1,4 +1,4 @@
-"""The backward kernels of linear_attention (docs/linear_attention.md). What the arguments are stands in ../triton.py."""
+"""The backward kernels of linear_attention (docs/linear_attention.md). The arguments are in ../triton.py."""
 
 from __future__ import annotations
 

@@ -41,6 +41,7 @@ def linear_attention_keys_kernel(
     positions,
     remembered,
     chunks,
+    all_chunks,
     chunk,
     of_memory,
     LANES: tl.constexpr,
@@ -48,8 +49,7 @@ def linear_attention_keys_kernel(
 ):
     """The sums over a chunk of the keys, or over those of the memory: chunk number `chunks`."""
     program = tl.program_id(0)
-    of_all = chunks + (of_memory > 0).to(tl.int32)
-    both, number = program // of_all, program % of_all
+    both, number = program // all_chunks, program % all_chunks
     n, h = (both // heads).to(tl.int64), (both % heads).to(tl.int64)
     c, p = tl.arange(0, LANES), tl.arange(0, TILE)
     most = tl.full([LANES], -float("inf"), tl.float32)
