@@ -58,8 +58,8 @@ FLOAT64_OF = {
 }
 # Bytes of stack a thread that a kernel may have in some configuration: with 128 registers two programs of eight warps
 # share a multiprocessor, and a few values passed from register to stack and back cost less than that. In the main
-# configurations for sm_90 none has any; of the norms the most, 80, is what sm_100's compiler makes of one with scale and
-# shift. linear_attention's backward pass holds two squares of a head's channels, which is too much of 64 channels.
+# configurations for sm_90 none has any; of the norms the most, 80, is what sm_100's compiler makes of one with scale
+# and shift. linear_attention's backward pass holds two squares of a head's channels, too much for heads of 64.
 SPILLS = {
     "channel_rms_norm_kernel": 8,
     "channel_rms_norm_backward_kernel": 40,
