@@ -49,6 +49,19 @@ def channel_rms_norm(
     return F.silu(y) if activation == "silu" else y
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """q, k, v (B, T, heads·d), as diffusers calls SDPA."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def attention_qkv(qkv: Tensor, heads: int, *, order: str) -> Tensor:
+    """qkv (B, 3·heads·d, T); without its channels side by side SDPA does not take its fused kernel: a copy each."""
+    size, part = {"hqkvc": ((heads, 3, -1), 2), "qkvhc": ((3, heads, -1), 1), "hcqkv": ((heads, -1, 3), 3)}[order]
+    q, k, v = (x.transpose(2, 3).contiguous() for x in qkv.unflatten(1, size).unbind(part))
+    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2)
+
+
 def linear_attention(qkv: Tensor, num_heads: int, *, memory: Tensor, channels_last: bool = False) -> Tensor:
     """Matrix products of views, which here take less time than einsum or as much."""
     rows = qkv.transpose(1, 2) if channels_last else qkv

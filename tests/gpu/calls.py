@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from diffkern.ops import (
+    attention,
+    attention_qkv,
     channel_rms_norm,
     diffusion_loss,
     diffusion_loss_and_grad,
@@ -85,6 +87,13 @@ def calls() -> dict[str, OpCall]:
         "channel_rms_norm, scale-shift, SiLU": OpCall(
             {"x": x, "weight": affine["weight"], **projection},
             lambda x, **rest: channel_rms_norm(x, activation="silu", **rest),
+        ),
+        "attention, packed": OpCall(
+            {"qkv": randn(4, 96, 50, seed=10)}, lambda qkv: attention_qkv(qkv, 2, order="qkvhc")
+        ),
+        "attention, more keys, in pieces": OpCall(
+            {"q": randn(2, 70, 64, seed=11), "k": randn(2, 300, 64, seed=12), "v": randn(2, 300, 64, seed=13)},
+            lambda q, k, v: attention(q, k, v, 4),
         ),
         "linear_attention, memory": OpCall(
             {"qkv": randn(2, 3 * 4 * 32, 150, seed=9), "memory": randn(2, 4, 32, 4, seed=10)},

@@ -5,10 +5,13 @@ Each takes `dtype`, in which it computes; gradients come from autograd.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffkern.solvers.program import StepProgram
 
@@ -117,6 +120,32 @@ def channel_rms_norm(
     if shift is not None:
         z = z + expand(shift.to(dtype).flatten(1), x)
     return F.silu(z) if silu else z
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None, channels_last: bool) -> Tensor:
+    """SDPA of PyTorch, with the copies that it wants, in the dtype of the operands.
+
+    In float64 by its formula: its kernel for CPUs makes 0 of a row of scores that are all NaN.
+    """
+    if not channels_last:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    by_head = (torch.stack(x.chunk(heads, dim=2), dim=1) for x in (q, k, v))
+    with sdpa_kernel(SDPBackend.MATH) if q.dtype == torch.float64 else nullcontext():
+        out = torch.cat(F.scaled_dot_product_attention(*by_head, scale=scale).unbind(1), dim=2)
+    return out if channels_last else out.transpose(1, 2)
+
+
+def unpacked(qkv: Tensor, heads: int, order: str, channels_last: bool) -> list[Tensor]:
+    """q, k and v, each (B, heads·d, T) or (B, T, heads·d), picked channel by channel."""
+    axis = 2 if channels_last else 1
+    d = qkv.shape[axis] // (3 * heads)
+    place = {
+        "hqkvc": lambda part, h, c: (3 * h + part) * d + c,
+        "qkvhc": lambda part, h, c: (part * heads + h) * d + c,
+        "hcqkv": lambda part, h, c: (h * d + c) * 3 + part,
+    }[order]
+    every = [[place(part, h, c) for h in range(heads) for c in range(d)] for part in range(3)]
+    return [qkv.index_select(axis, torch.tensor(channels)) for channels in every]
 
 
 def linear_attention(

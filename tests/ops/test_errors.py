@@ -8,6 +8,8 @@ import torch
 
 from diffkern.backends import use_backend
 from diffkern.ops import (
+    attention,
+    attention_qkv,
     channel_rms_norm,
     diffusion_loss,
     diffusion_loss_and_grad,
@@ -200,6 +202,42 @@ GROUP_NORM: list[Mistake] = [
 CHANNEL_RMS_NORM = [
     mistake for mistake in GROUP_NORM if not {"num_groups", "bias", "offset", "skip"} & mistake[0].keys()
 ]
+Q, K = randn(2, 5, 12), randn(2, 7, 12, seed=1)
+HEADS: list[Mistake] = [
+    ({"num_heads": 5}, ValueError, "num_heads must divide the 12 channels, got num_heads = 5"),
+    ({"num_heads": 0}, ValueError, "num_heads must divide"),
+    ({"num_heads": -2}, ValueError, "num_heads must divide"),
+    ({"num_heads": 2.0}, TypeError, "num_heads must be an int, got float"),
+    ({"num_heads": True}, TypeError, "num_heads must be an int, got bool"),
+]
+ATTENTION: list[Mistake] = [
+    *HEADS,
+    ({"q": Q.numpy()}, TypeError, "q must be a tensor"),
+    ({"q": Q.long()}, TypeError, "q must be float32"),
+    ({"q": Q[0]}, ValueError, r"q must have shape \(B, T, heads·d\) with channels_last=True, got \(5, 12\)"),
+    ({"q": Q.unflatten(1, (1, 5))}, ValueError, "q must have shape"),
+    ({"q": Q.transpose(1, 2), "channels_last": False}, ValueError, r"k must have shape \(2, 12, K\) to go with q"),
+    ({"q": Q.double()}, TypeError, "k must have q's dtype torch.float64, got torch.float32"),
+    ({"q": Q.to("meta")}, ValueError, "k must be on q's device meta"),
+    ({"k": K[:1]}, ValueError, r"k must have shape \(2, K, 12\) to go with q of shape \(2, 5, 12\), got \(1, 7, 12\)"),
+    ({"k": K[..., :8]}, ValueError, "k must have shape"),
+    ({"k": K[0]}, ValueError, "k must have shape"),
+    ({"k": None}, TypeError, "k must be a tensor"),
+    ({"k": K[:, :0], "v": K[:, :0]}, ValueError, "k must have at least one position"),
+    ({"v": K[:, :6]}, ValueError, r"v must have shape \(2, 7, 12\)"),
+    ({"v": K.half()}, TypeError, "v must have q's dtype"),
+    ({"v": K.to_sparse()}, TypeError, "v must be a dense"),
+]
+ATTENTION_QKV: list[Mistake] = [
+    ({"num_heads": 5}, ValueError, "3·num_heads must divide the 36 channels, got num_heads = 5"),
+    *HEADS[1:],
+    ({"qkv": Q[:, 0]}, ValueError, r"qkv must have shape \(B, 3·heads·d, T\) with channels_last=False, got \(2, 12\)"),
+    ({"qkv": Q, "channels_last": False}, ValueError, "3·num_heads must divide the 5 channels"),
+    ({"qkv": Q[:, :0]}, ValueError, "3·num_heads must divide the 0 channels"),
+    ({"qkv": 3}, TypeError, "qkv must be a tensor"),
+    ({"order": "qkv"}, ValueError, "order must be one of hqkvc, qkvhc, hcqkv, got 'qkv'"),
+    ({"order": None}, ValueError, "order must be one of"),
+]
 QKV, MEMORY = randn(2, 12, 5), randn(2, 2, 2, 3)
 LINEAR_ATTENTION: list[Mistake] = [
     ({"qkv": X}, ValueError, r"qkv must have shape \(B, 3·heads·d, T\) with channels_last=False"),
@@ -319,6 +357,8 @@ OPS = {
     ),
     "group_norm": (group_norm, {"x": X, "num_groups": 2}, GROUP_NORM),
     "channel_rms_norm": (channel_rms_norm, {"x": X}, CHANNEL_RMS_NORM),
+    "attention": (attention, {"q": Q, "k": K, "v": K, "num_heads": 2}, ATTENTION),
+    "attention_qkv": (attention_qkv, {"qkv": randn(2, 36, 5), "num_heads": 2}, ATTENTION_QKV),
     "linear_attention": (linear_attention, {"qkv": QKV, "num_heads": 2}, LINEAR_ATTENTION),
     "diffusion_loss": (
         diffusion_loss,

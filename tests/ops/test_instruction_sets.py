@@ -23,6 +23,7 @@ FEW = [
     "test_guidance_rescale.py",
     "test_decoder.py",
     "test_vb_terms.py",
+    "test_attention.py",
 ]
 ALL = [
     *FEW,

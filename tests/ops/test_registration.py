@@ -9,6 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffkern.ops import (
+    attention,
+    attention_qkv,
     channel_rms_norm,
     diffusion_loss,
     diffusion_loss_and_grad,
@@ -146,6 +148,18 @@ def cases() -> dict[str, tuple[str, tuple]]:
             skip, offset = grad(2, 2, 3, 5, seed=5, dtype=dtype), grad(2, 6, seed=6)
             arguments = (x, 2, None, None, 1e-5, None, None, True, skip, offset)
             found[f"group_norm skip {layout} {dtype}"] = ("group_norm", arguments)
+    for layout in ("contiguous", "channels_last"):
+        q, k = grad(2, 5, 12, layout=layout), grad(2, 7, 12, seed=1, layout=layout)
+        found[f"attention {layout}"] = ("attention", (q, k, k, 3, 0.5, True, True))
+        found[f"attention planes {layout}"] = ("attention", (q, q, q, 1, 0.5, False, True))
+        for order in ("hqkvc", "qkvhc", "hcqkv"):
+            for channels_last in (False, True):
+                arguments = (grad(2, 12, 12, layout=layout), 2, order, 0.5, channels_last, True)
+                found[f"attention_qkv {order} {channels_last} {layout}"] = ("attention_qkv", arguments)
+    q, k, rows = randn(2, 5, 12), randn(2, 7, 12, seed=1), randn(2, 3, 5)
+    found["attention_backward"] = ("attention_backward", (q, q, k, k, q, rows, 3, 0.5, True))
+    arguments = (q, randn(2, 5, 36), q, rows, 3, "hcqkv", 0.5, True)
+    found["attention_qkv_backward"] = ("attention_qkv_backward", arguments)
     of_group_norm = (X, X, randn(4), randn(4), None, None, torch.zeros(2, 2), torch.ones(2, 2), 2, True)
     found["group_norm_backward"] = ("group_norm_backward", of_group_norm)
     backward = (X, X, randn(4), 1e-12, randn(2, 4), None, X.norm(dim=1, keepdim=True), True)
@@ -197,6 +211,9 @@ def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
     """Shape, dtype and strides of the public functions, without data."""
     x = in_layout(X.to(dtype), layout)
     functions = [
+        lambda x: attention(x[:, 0], x[:, 1], x[:, 2], 1),
+        lambda x: attention_qkv(x[:, 0], 1, channels_last=False),
+        lambda x: attention_qkv(x.flatten(2).repeat(1, 1, 2), 5, order="hcqkv", channels_last=True),
         lambda x: group_norm(x, 2, activation="silu"),
         lambda x: channel_rms_norm(x, activation="silu"),
         lambda x: linear_attention(x.repeat(1, 3, 1, 1).flatten(2), 2),
@@ -241,6 +258,7 @@ class Everything(torch.nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         x_t = q_sample(x, t, SIGNAL, SIGMA, seed=seed)
         y = group_norm(channel_rms_norm(x_t), 2, activation="silu")
+        y = y + attention_qkv(y.flatten(2).repeat(1, 3, 1), 2).unflatten(2, x.shape[2:])
         z = philox_normal((2, 4, 3, 5), seed, stream=5)
         loss, slope = diffusion_loss_and_grad(y, x, t, TABLES, scale=0.5, target="v", seed=seed)
         y = y - slope * diffusion_loss(y, x, t, TABLES, weight=loss, seed=seed)[:, None, None, None]

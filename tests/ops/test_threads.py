@@ -9,6 +9,7 @@ import torch
 
 from diffkern import backends
 from diffkern.ops import (
+    attention_qkv,
     channel_rms_norm,
     diffusion_loss_and_grad,
     dynamic_threshold,
@@ -35,6 +36,8 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
     scale = randn(shape[0], shape[1], seed=1).to(dtype).requires_grad_()
     y = group_norm(x, 4, torch.ones(shape[1], dtype=dtype), scale=scale, activation="silu")
     z = channel_rms_norm(x, torch.ones(shape[1], dtype=dtype), scale=scale, activation="silu")
+    rows = x.flatten(2)[:, : 3 * (shape[1] // 6) * 2, :1100]
+    a = attention_qkv(rows, 2)
     qkv = x.flatten(2).repeat(1, 3, 1)
     attended = linear_attention(qkv, 2, memory=randn(2, 2, shape[1] // 2, 4))
     data, tables = x.detach(), ProcessTables(SIGNAL, SIGMA)
@@ -50,6 +53,8 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
         dynamic_threshold(data, both, programs.program(3, threshold=(0.9, 9.0)), 1, guidance_scale=2.0),
         y.detach(),
         *torch.autograd.grad(y, [x, scale], randn(*shape, seed=2).to(dtype)),
+        a.detach(),
+        *torch.autograd.grad(a, x, randn(*a.shape, seed=2).to(dtype)),
         z.detach(),
         *torch.autograd.grad(z, [x, scale], randn(*shape, seed=2).to(dtype)),
         attended.detach(),

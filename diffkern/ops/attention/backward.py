@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from diffkern.ops._registry import Op
@@ -18,7 +20,7 @@ def attention_backward(
     num_heads: int,
     scale: float,
     channels_last: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The gradients of q, k and v (docs/attention.md)."""
     length = 1 if channels_last else 2
     _check_saved("q", q, dout.shape)
@@ -26,7 +28,7 @@ def attention_backward(
     if v.shape[0] != dout.shape[0] or v.shape[3 - length] != dout.shape[3 - length]:
         raise RuntimeError(f"attention: v came back as {tuple(v.shape)} in the backward pass, beside {tuple(q.shape)}")
     _check_rows(dout, out, lse, (q.shape[0], num_heads, q.shape[length]))
-    return BACKWARD(dout.to(q.dtype), q, k, v, out, lse, num_heads, scale, channels_last)  # type: ignore[no-any-return]
+    return BACKWARD(dout.to(q.dtype), q, k, v, out, lse, num_heads, scale, channels_last)
 
 
 def attention_qkv_backward(
@@ -38,12 +40,12 @@ def attention_qkv_backward(
     packed[3 - length] *= 3
     _check_saved("qkv", qkv, packed)
     _check_rows(dout, out, lse, (qkv.shape[0], num_heads, qkv.shape[length]))
-    return QKV_BACKWARD(dout.to(qkv.dtype), qkv, out, lse, num_heads, order, scale, channels_last)  # type: ignore[no-any-return]
+    return QKV_BACKWARD(dout.to(qkv.dtype), qkv, out, lse, num_heads, order, scale, channels_last)
 
 
-def _check_saved(name: str, saved: Tensor, shape: object) -> None:
+def _check_saved(name: str, saved: Tensor, shape: Sequence[int]) -> None:
     """What was saved may have become anything through .data or hooks on saved tensors, and is read by address."""
-    expected = tuple(shape)  # type: ignore[call-overload]
+    expected = tuple(shape)
     if tuple(saved.shape) != expected:
         raise RuntimeError(
             f"attention: {name} had shape {expected} in the forward pass, "

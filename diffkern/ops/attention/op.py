@@ -36,7 +36,7 @@ def attention(
     channels = q.shape[2 if channels_last else 1]
     scale = _scale(num_heads, scale, channels, 1)
     with_lse = _differentiated(q, k, v)
-    return OP(q, k, v, num_heads, scale, channels_last, with_lse)[0]  # type: ignore[no-any-return]
+    return OP(q, k, v, num_heads, scale, channels_last, with_lse)[0]
 
 
 def attention_qkv(
@@ -53,14 +53,15 @@ def attention_qkv(
     - "hcqkv": [head][channel][q|k|v], EDM.
 
     The channels of the result are [head][channel], its shape (B, heads·d, T) or (B, T, heads·d), its dtype and its
-    order in memory those of qkv. Everything else is as in `attention`. Raises ValueError or TypeError naming the argument.
+    order in memory those of qkv. Everything else is as in `attention`. Raises ValueError or TypeError naming the
+    argument.
     """
     check_floating("qkv", qkv)
     _check_rank("qkv", qkv, channels_last, "3·heads·d")
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     scale = _scale(num_heads, scale, qkv.shape[2 if channels_last else 1], 3)
-    return QKV_OP(qkv, num_heads, order, scale, channels_last, _differentiated(qkv))[0]  # type: ignore[no-any-return]
+    return QKV_OP(qkv, num_heads, order, scale, channels_last, _differentiated(qkv))[0]
 
 
 def _check_rank(name: str, x: Tensor, channels_last: bool, channels: str) -> None:
@@ -113,7 +114,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = attention_backward(dout, *ctx.saved_tensors, ctx.num_heads, ctx.scale, ctx.channels_last)
+    q, k, v, out, lse = ctx.saved_tensors
+    grads = attention_backward(dout, q, k, v, out, lse, ctx.num_heads, ctx.scale, ctx.channels_last)
     return *grads, None, None, None, None
 
 
@@ -137,7 +139,8 @@ def _qkv_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _qkv_backward(ctx: Any, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad = attention_qkv_backward(dout, *ctx.saved_tensors, ctx.num_heads, ctx.order, ctx.scale, ctx.channels_last)
+    qkv, out, lse = ctx.saved_tensors
+    grad = attention_qkv_backward(dout, qkv, out, lse, ctx.num_heads, ctx.order, ctx.scale, ctx.channels_last)
     return grad, None, None, None, None, None
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkern.ops.attention.views import accumulated_in, by_head, empty_lse, out_like, packed
+from diffkern.ops.attention.views import (
+    accumulated_in,
+    by_head,
+    empty_lse,
+    out_like,
+    packed,
+    separate,
+    without_autocast,
+)
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, channels_last: bool, with_lse: bool
 ) -> tuple[Tensor, Tensor]:
     out = out_like(q, q.shape[2 if channels_last else 1], channels_last)
-    views = [by_head(x, num_heads, channels_last) for x in (q, k, v)]
+    views = separate(q, k, v, num_heads, channels_last)
     return out, _attend(*views, scale, by_head(out, num_heads, channels_last), with_lse)
 
 
@@ -35,33 +43,37 @@ def attention_backward(
     scale: float,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = tuple(out_like(x, x.shape[2 if channels_last else 1], channels_last) for x in (q, k, v))
-    dout, q, k, v, out = (by_head(x, num_heads, channels_last) for x in (dout, q, k, v, out))
-    _differentiate(dout, q, k, v, out, lse, scale, *(by_head(g, num_heads, channels_last) for g in grads))
-    return grads[0], grads[1], grads[2]
+    channels = q.shape[2 if channels_last else 1]
+    dq, dk, dv = (out_like(x, channels, channels_last) for x in (q, k, v))
+    dout, out = by_head(dout, num_heads, channels_last), by_head(out, num_heads, channels_last)
+    views, grads = (separate(*three, num_heads, channels_last) for three in ((q, k, v), (dq, dk, dv)))
+    _differentiate(dout, *views, out, lse, scale, *grads)
+    return dq, dk, dv
 
 
 def attention_qkv_backward(
     dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, order: str, scale: float, channels_last: bool
 ) -> Tensor:
     dqkv = out_like(qkv, qkv.shape[2 if channels_last else 1], channels_last)
-    dout, out = (by_head(x, num_heads, channels_last) for x in (dout, out))
+    dout, out = by_head(dout, num_heads, channels_last), by_head(out, num_heads, channels_last)
     views, grads = (packed(x, num_heads, order, channels_last) for x in (qkv, dqkv))
     _differentiate(dout, *views, out, lse, scale, *grads)
     return dqkv
 
 
+@without_autocast
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, with_lse: bool) -> Tensor:
     """Writes softmax(scale·q kᵀ) v into `out`, all (B, heads, T or K, d); returns the rows' log-sum-exp."""
     scores = _scores(q, k, scale)
     largest = scores.amax(-1, keepdim=True)
     weights = torch.exp(scores - torch.where(largest == -torch.inf, 0.0, largest))
     total = weights.sum(-1, keepdim=True)
-    out.copy_(weights / torch.where(total == 0, 1.0, total) @ v.to(scores.dtype))
+    out.copy_(weights @ v.to(scores.dtype) / torch.where(total == 0, 1.0, total))
     lse = empty_lse(q, with_lse)
     return lse.copy_((largest + total.log()).squeeze(-1)) if with_lse else lse
 
 
+@without_autocast
 def _differentiate(
     dout: Tensor,
     q: Tensor,

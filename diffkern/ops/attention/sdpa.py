@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffkern.ops.attention.views import by_head, empty_lse, out_like, packed
+from diffkern.ops.attention.views import by_head, empty_lse, out_like, packed, separate, without_autocast
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, channels_last: bool, with_lse: bool
 ) -> tuple[Tensor, Tensor]:
     out = out_like(q, q.shape[2 if channels_last else 1], channels_last)
-    views = [by_head(x, num_heads, channels_last) for x in (q, k, v)]
+    views = separate(q, k, v, num_heads, channels_last)
     return out, _attend(*views, scale, by_head(out, num_heads, channels_last))
 
 
@@ -27,6 +27,7 @@ def attention_qkv(
     return out, _attend(*views, scale, by_head(out, num_heads, channels_last))
 
 
+@without_autocast
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> Tensor:
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     out.copy_(F.scaled_dot_product_attention(q, k, v, scale=scale))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 
-from diffkern.ops._layout import empty_with_channels
+from diffkern.ops._layout import is_channels_last
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ORDERS = ("hqkvc", "qkvhc", "hcqkv")
 
@@ -15,6 +22,15 @@ def by_head(x: Tensor, num_heads: int, channels_last: bool) -> Tensor:
     if channels_last:
         return x.unflatten(2, (num_heads, x.shape[2] // num_heads)).transpose(1, 2)
     return x.unflatten(1, (num_heads, x.shape[1] // num_heads)).transpose(2, 3)
+
+
+def separate(q: Tensor, k: Tensor, v: Tensor, num_heads: int, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The views of three tensors."""
+    return (
+        by_head(q, num_heads, channels_last),
+        by_head(k, num_heads, channels_last),
+        by_head(v, num_heads, channels_last),
+    )
 
 
 def packed(qkv: Tensor, num_heads: int, order: str, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,10 +47,12 @@ def packed(qkv: Tensor, num_heads: int, order: str, channels_last: bool) -> tupl
 
 
 def out_like(x: Tensor, channels: int, channels_last: bool) -> Tensor:
-    """An empty tensor like x, of `channels` channels: channels innermost in memory where x has them there."""
-    if channels_last:
-        return empty_with_channels(x.transpose(1, 2), channels).transpose(1, 2)
-    return empty_with_channels(x, channels)
+    """An empty tensor like x, of `channels` channels: contiguous, or with the axes turned as x has them in memory."""
+    batch, length = x.shape[0], x.shape[1 if channels_last else 2]
+    inner, outer = (channels, length) if channels_last else (length, channels)
+    if is_channels_last(x):
+        return x.new_empty((batch, inner, outer)).transpose(1, 2)
+    return x.new_empty((batch, outer, inner))
 
 
 def accumulated_in(x: Tensor) -> torch.dtype:
@@ -44,3 +62,17 @@ def accumulated_in(x: Tensor) -> torch.dtype:
 def empty_lse(q: Tensor, with_lse: bool) -> Tensor:
     """Room for the rows' log-sum-exp (B, heads, T) of the view q, or an empty tensor if nobody wants it."""
     return q.new_empty(q.shape[:3] if with_lse else (0,), dtype=accumulated_in(q))
+
+
+def without_autocast(computation: Callable[P, R]) -> Callable[P, R]:
+    """`computation`, its matrix products in the dtype of their operands also under autocast."""
+
+    @functools.wraps(computation)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if not torch.amp.is_autocast_available(device):
+            return computation(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return computation(*args, **kwargs)
+
+    return run

@@ -1,6 +1,7 @@
 """The ops as the tests of the contract see them: one file an op."""
 
 from tests.ops.contract import (
+    attention,
     channel_rms_norm,
     diffusion_loss,
     dynamic_threshold,
@@ -24,5 +25,6 @@ CASES = [
     *vb_terms.CASES,
     *channel_rms_norm.CASES,
     *group_norm.JOINED,
+    *attention.CASES,
     *linear_attention.CASES,
 ]

@@ -106,9 +106,11 @@ class OpCase:
     native_dtypes: tuple[torch.dtype, ...] = DTYPES
     cancels: Callable[[Inputs], bool] = lambda inputs: False  # whether the first gradient is 0 but for rounding
     hides: bool = False  # whether a sample's statistics may hide where in it a NaN or Inf was
+    of_shapes: tuple[tuple[int, ...], ...] = ()  # in place of SHAPES
+    in_storage: bool = False  # whether 16-bit arithmetic is held to what eager PyTorch makes of it in 16 bits
 
     def shapes(self) -> list[tuple[int, ...]]:
-        return [shape for shape in SHAPES if len(shape) >= self.min_rank]
+        return list(self.of_shapes) or [shape for shape in SHAPES if len(shape) >= self.min_rank]
 
     def runs_on(self, backend: str, dtype: torch.dtype) -> bool:
         if backend == "triton":

@@ -1,0 +1,131 @@
+// Softmax attention, forward: out = softmax(scale q k^T) v for every head. Reads q, k and v through their strides, once
+// (k and v once per task), and writes out; nothing of size T x K leaves the cache.
+//
+// A task is a head, or some blocks of its queries. k and v are packed once per task into panels of float32; then for
+// each block of queries and each kKeyBlock keys the products go to a tile that stays in the first-level cache, which
+// becomes exp(product - maximum) in place and is multiplied by v (online softmax: Milakov and Gimelshein,
+// arXiv:1805.02867; in blocks: Dao et al., arXiv:2205.14135). Bound by multiplications: 2 d and about 7 for the
+// exponential for every query and key. A query's result depends on nothing but its own row, so neither on tasks nor
+// on threads.
+#include "cpu/attention.h"
+
+#include "cpu/attention_pack.h"
+#include "cpu/attention_tile.h"
+#include "cpu/parallel.h"
+
+namespace diffkern {
+namespace DIFFKERN_ISA {
+namespace {
+
+constexpr int64_t kKeyBlock = 128;  // the tile fills half of a first-level cache of 32 KB
+static_assert(kKeyBlock % kRows == 0, "a block of keys is whole panels");
+
+struct Forward {
+    int64_t keys, head_dim, channels;  // channels: head_dim in whole panels
+    float scale, scale_log2;           // the scale, not negative: of e^x and of 2^x
+    float *packed_keys{}, *packed_values{}, *queries{}, *out{}, *tile{};
+};
+
+// A maximum to subtract: 0 for -inf, so that every weight is 0 where every score is -inf.
+DIFFKERN_INLINE f32v finite(f32v maximum) {
+    return maximum == -__builtin_inff() ? f32v{} : maximum;
+}
+
+// The block of queries that is packed in f.queries: leaves the weighted sums, divided, in f.out, [channel][lane], and
+// ln of the sum of exponentials in lse. The scale is applied where the maximum is subtracted, in one operation that
+// rounds only the difference.
+template <int kVectors>
+void attend(const Forward& f, float* lse) {
+    constexpr int kWidth = kVectors * kLanes;
+    const f32v lowest = broadcast(-__builtin_inff()), scale = broadcast(f.scale_log2);
+    f32v maximum[kVectors], shift[kVectors] = {}, sum[kVectors] = {};  // shift: the maximum, scaled
+    for (int v = 0; v < kVectors; ++v) maximum[v] = lowest;
+    for (int64_t first = 0; first < f.keys; first += kKeyBlock) {
+        const int64_t count = f.keys - first < kKeyBlock ? f.keys - first : kKeyBlock;
+        f32v before[kVectors], factor[kVectors], part[kVectors] = {};
+        for (int v = 0; v < kVectors; ++v) before[v] = maximum[v] == lowest ? lowest : shift[v];
+        scores<kVectors, true>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, maximum);
+        for (int v = 0; v < kVectors; ++v) {
+            shift[v] = finite(maximum[v]) * scale;
+            factor[v] = exp2(before[v] - shift[v]);
+        }
+        for (int64_t j = 0; j < count; ++j)
+            for (int v = 0; v < kVectors; ++v) {
+                float* at = f.tile + j * kWidth + v * kLanes;
+                const f32v weight = exp2(multiply_subtract(load(at), scale, shift[v]));
+                part[v] += weight;
+                store(at, weight);
+            }
+        for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] * factor[v] + part[v];
+        for (int64_t c = 0; c < f.channels; c += kRows)
+            accumulate<kVectors>(f.tile, f.packed_values + c * f.keys + first * kRows, count, first ? factor : nullptr,
+                                 f.out + c * kWidth);
+    }
+    for (int v = 0; v < kVectors; ++v) {
+        const f32v reciprocal = 1.0f / (sum[v] == 0.0f ? broadcast(1.0f) : sum[v]);
+        for (int64_t c = 0; c < f.channels; ++c) {
+            float* at = f.out + c * kWidth + v * kLanes;
+            store(at, load(at) * reciprocal);
+        }
+        const f32v rounding = multiply_subtract(finite(maximum[v]), scale, shift[v]);  // of the shift
+        const f32v rest = log1p_positive(sum[v] - 1.0f) - rounding * kLn2;
+        store(lse + v * kLanes, maximum[v] == lowest ? lowest : multiply_add(maximum[v], broadcast(f.scale), rest));
+    }
+}
+
+template <class T>
+void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end) {
+    const int64_t batch = head / args.heads, h = head % args.heads, d = args.head_dim;
+    const Head<const T> q(args.q, batch, h), k(args.k, batch, h), v(args.v, batch, h);
+    const Head<T> out(args.out, batch, h);
+    const auto size = static_cast<float>(args.scale < 0 ? -args.scale : args.scale);
+    Forward f{args.keys, d, round_up(d, kRows), size, static_cast<float>(static_cast<double>(size) * kLog2E)};
+    Arena arena({{&f.packed_keys, round_up(args.keys, kRows) * d},
+                 {&f.packed_values, args.keys * f.channels},
+                 {&f.queries, kBlock * d},
+                 {&f.out, kBlock * f.channels},
+                 {&f.tile, kBlock * kKeyBlock}});
+    pack(k.data, args.keys, k.row_stride, d, k.channel_stride, 1.0f, kRows, f.packed_keys);
+    pack(v.data, d, v.channel_stride, args.keys, v.row_stride, 1.0f, kRows, f.packed_values);
+    const float sign = args.scale < 0 ? -1.0f : 1.0f;
+    for (int64_t t = first; t < end;) {
+        const int64_t count = end - t < kBlock ? end - t : kBlock;
+        const bool narrow = count <= kLanes;
+        const int64_t width = narrow ? kLanes : kBlock;
+        float lse[kBlock];
+        pack(q.data + t * q.row_stride, count, q.row_stride, d, q.channel_stride, sign, width, f.queries);
+        narrow ? attend<1>(f, lse) : attend<kMostVectors>(f, lse);
+        unpack(f.out, width, d, count, out.data + t * out.row_stride, out.channel_stride, out.row_stride);
+        if (args.lse)
+            for (int64_t i = 0; i < count; ++i) args.lse[head * args.queries + t + i] = lse[i];
+        t += count;
+    }
+}
+
+template <class T>
+void forward(const AttentionArgs& args) {
+    // Enough tasks that threads finish together, and no fewer than four blocks each: every task packs k and v itself.
+    const int64_t heads = args.batch * args.heads, blocks = (args.queries + kBlock - 1) / kBlock;
+    const int64_t wanted = (8 * args.num_threads + heads - 1) / heads, most = (blocks + 3) / 4;
+    const int64_t parts = args.num_threads == 1 ? 1 : wanted < most ? wanted : most;
+    const int64_t per_task = (blocks + parts - 1) / parts;
+    const int64_t tasks = (blocks + per_task - 1) / per_task, queries = per_task * kBlock;
+    auto body = [&](int64_t task) {
+        const int64_t first = task % tasks * queries;
+        run<T>(args, task / tasks, first, first + queries < args.queries ? first + queries : args.queries);
+    };
+    parallel_for(heads * tasks, args.num_threads, body);
+}
+
+}  // namespace
+
+void attention(const AttentionArgs& args) {
+    switch (args.dtype) {
+        case DType::bf16: return forward<bf16>(args);
+        case DType::f16: return forward<f16>(args);
+        default: return forward<float>(args);
+    }
+}
+
+}  // namespace DIFFKERN_ISA
+}  // namespace diffkern
