@@ -5,6 +5,7 @@
 #include "tests/channel_rms_norm_case.h"
 #include "tests/diffusion_loss_case.h"
 #include "tests/group_norm_case.h"
+#include "tests/linear_attention_case.h"
 #include "tests/rescale_case.h"
 #include "tests/solver_case.h"
 #include "tests/thread_pool.h"
@@ -182,6 +183,22 @@ TEST(threads, attention) {
                     attention(of.forward_args(num_threads));
                     attention_backward(of.backward_args(num_threads));
                     return std::vector<Buffer>{of.out.buffer, of.lse, of.dq.buffer, of.dk.buffer, of.dv.buffer};
+                });
+}
+
+// Several units of a head; and one of each of several heads.
+TEST(threads, linear_attention) {
+    for (const LinearAttentionShape& shape :
+         {LinearAttentionShape{1, 1, 32, 5000, 4}, LinearAttentionShape{3, 2, 8, 300, 0}})
+        for (const HeadsOrder order : kHeadsOrders)
+            for (const DType dtype : kFloat32AndBelow)
+                check_threads("linear_attention", [&](int num_threads) {
+                    Random random(21);
+                    const LinearAttentionCase attention(shape, dtype, order, random);
+                    linear_attention(attention.forward_args(num_threads));
+                    linear_attention_backward(attention.backward_args(num_threads));
+                    return std::vector<Buffer>{attention.out.buffer, attention.context,     attention.k_max,
+                                               attention.k_sum,      attention.dqkv.buffer, attention.dmemory};
                 });
 }
 
