@@ -60,7 +60,7 @@ def linear_attention_backward(
     if qkv.numel() == 0:
         return dqkv, dmemory.zero_()
     q, k, v = _operands(qkv, memory, num_heads, channels_last)
-    dout = by_head(dout, num_heads, channels_last).transpose(2, 3).to(q.dtype)
+    dout = by_head(dout, num_heads, channels_last).transpose(2, 3).to(q.dtype).contiguous()
     center = context.mean(2, keepdim=True)
     center = torch.where(center.isfinite(), center, 0.0)
     context, v = context - center, v - center.transpose(2, 3)
@@ -69,7 +69,8 @@ def linear_attention_backward(
     dq = q * (dq - (q * dq).sum(2, keepdim=True))
     dcontext = scale * (q @ dout.transpose(2, 3))
     weights = _weights(k, k_max, k_sum)
-    dk = weights * (dcontext @ v - (dcontext * context).sum(-1, keepdim=True))
+    dk = dcontext @ v
+    dk = weights * (dk - (weights * dk).sum(-1, keepdim=True))
     dv = dcontext.transpose(2, 3) @ weights
     first = 0
     if memory is not None:
@@ -84,7 +85,8 @@ def linear_attention_backward(
 def _operands(qkv: Tensor, memory: Tensor | None, num_heads: int, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
     """q (B, heads, d, T); k and v (B, heads, d, M + T) with those of memory in front; in the arithmetic's dtype."""
     views = packed(qkv, num_heads, "qkvhc", channels_last)
-    q, k, v = (view.transpose(2, 3).to(accumulated_in(qkv)) for view in views)
+    # Contiguous, because torch sums up strided rows one value after the other.
+    q, k, v = (view.transpose(2, 3).to(accumulated_in(qkv)).contiguous() for view in views)
     if memory is not None:
         remembered = memory.to(q.dtype).unsqueeze(1).expand(-1, q.shape[0], -1, -1, -1)
         k, v = (torch.cat([m, x], dim=-1) for m, x in zip(remembered.unbind(0), (k, v), strict=True))
