@@ -9,7 +9,10 @@ import torch
 from diffkern.ops import linear_attention
 from tests.ops import oracles
 from tests.ops.cases import STORAGE
-from tests.ops.contract.case import Inputs, OpCase, Results, Spec
+from tests.ops.contract.case import SHAPES, Inputs, OpCase, Results, Spec
+
+# With more channels where there are many pixels: the largest of few sums over thousands says nothing of their rounding.
+SHAPES_OF_IMAGES = tuple((1, 12, 70, 67) if shape == (1, 3, 70, 67) else shape for shape in SHAPES if len(shape) > 1)
 
 
 def _linear_attention(name: str, memory: int | None) -> OpCase:
@@ -35,7 +38,7 @@ def _linear_attention(name: str, memory: int | None) -> OpCase:
         differentiable=("qkv", "memory")[: 1 if memory is None else 2],
         per_sample=("qkv",),
         allowed=lambda dtype: {"memory": (dtype,) if dtype == torch.float64 else (dtype, torch.float32)},
-        min_rank=2,
+        of_shapes=SHAPES_OF_IMAGES,
         native_dtypes=STORAGE,
     )
 
