@@ -39,6 +39,10 @@ def lucid(kind="denoising_diffusion_pytorch", **settings):
     return lucidrains.imported(kind).Attention(32, **settings)
 
 
+def linear(kind="denoising_diffusion_pytorch", **settings):
+    return lucidrains.imported(kind).LinearAttention(32, **settings)
+
+
 class Conditioned(nn.Module):
     """k-diffusion's, with its condition."""
 
@@ -76,6 +80,9 @@ BLOCKS = {
     "denoising-diffusion-pytorch": lambda: lucid(heads=3, dim_head=5),
     "denoising-diffusion-pytorch, flash": lambda: lucid(flash=True),
     "denoising-diffusion-pytorch, no memory": lambda: lucid("classifier_free_guidance"),
+    "denoising-diffusion-pytorch, linear": lambda: linear(heads=3, dim_head=5),
+    "denoising-diffusion-pytorch, linear, no memory": lambda: linear("classifier_free_guidance"),
+    "denoising-diffusion-pytorch, linear, UViT's": lambda: linear("simple_diffusion"),
     "k-diffusion": Conditioned,
     "diffkern": lambda: diffkern.nn.Attention(32, num_heads=4, order="hcqkv"),
 }

@@ -1,4 +1,4 @@
-"""The attention of denoising-diffusion-pytorch, in one or two dimensions, with the norm before it where it has one.
+"""The attentions of denoising-diffusion-pytorch, in one or two dimensions, with the norm before it where it has one.
 
 Names and attributes tell it, as they tell the residual blocks of `lucidrains`. Keys and values of its own (``mem_kv``),
 if it has any, go before those of the image.
@@ -7,24 +7,25 @@ if it has any, go before those of the image.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffkern.integrations.fusion.method import Draw, FusedBlock, computes_as
 from diffkern.integrations.fusion.submodules import has_kernel, has_no_hooks, norm_kind, normalised
-from diffkern.ops import attention, attention_qkv
+from diffkern.ops import attention, attention_qkv, linear_attention
 
 
 class AttentionMethod(FusedBlock):
     """``Attention``: the softmax attention of the innermost stages."""
 
     does = "attention without copies"
+    name: ClassVar[str] = "Attention"
 
     @classmethod
     def recognises(cls, module: Any) -> bool:
-        if not (computes_as(module, "Attention") and {"to_qkv", "to_out"} <= set(module._modules)):
+        if not (computes_as(module, cls.name) and {"to_qkv", "to_out"} <= set(module._modules)):
             return False
         # With more in it, as a norm of q and k, it computes something else.
         if set(module._modules) - {"norm", "attend", "to_qkv", "to_out"} or set(module._parameters) - {"mem_kv"}:
@@ -62,6 +63,27 @@ class AttentionMethod(FusedBlock):
         return self.to_out(h.unflatten(2, x.shape[2:]))
 
 
+class LinearAttentionMethod(AttentionMethod):
+    """``LinearAttention``: that of the outer stages; its output's projection has a norm after it, which is called."""
+
+    does = "linear attention in one op"
+    name = "LinearAttention"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        return super().recognises(module) and hasattr(module, "scale")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not has_kernel(x):
+            return super(AttentionMethod, self).forward(x)
+        h = normalised(self.norm, None, x) if "norm" in self._modules else x
+        memory = self._parameters.get("mem_kv")
+        h = linear_attention(self.to_qkv(h).flatten(2), self.heads, memory=memory, scale=self.scale)
+        h = self.to_out(h.unflatten(2, x.shape[2:]))
+        # UViT's, which is known by its norm, adds the residual itself.
+        return h + x if hasattr(self._modules.get("norm"), "normalize_dim") else h
+
+
 def _as_positions(memory: Tensor, q: Tensor) -> Tensor:
     """Keys or values (heads, M, d) for every sample of q (N, heads·d, T), as (N, heads·d, M) in q's dtype."""
     return memory.to(q.dtype).transpose(1, 2).flatten(0, 1).expand(q.shape[0], -1, -1)
@@ -76,4 +98,4 @@ def _is_plain_softmax(attend: Any) -> bool:
     return not attend.training or attend.dropout == attend.attn_dropout.p == 0
 
 
-METHODS = (AttentionMethod,)
+METHODS = (AttentionMethod, LinearAttentionMethod)
