@@ -1,7 +1,7 @@
 """How attention's kernels are launched: how many queries and keys a program takes, and with how many threads.
 
-What fits in the registers was found by compiling, first of all for sm_90, where blocks of 64 by 4 warps are multiplied by
-whole warp groups. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to
+What fits in the registers was found by compiling, first of all for sm_90, where a block of 64 is multiplied by a whole
+group of 4 warps. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to
 2⁻²¹ of a product, or, for heads whose halves do not fit, the plain arithmetic units ("ieee").
 """
 
@@ -61,11 +61,11 @@ def pieces(head_channels: int, itemsize: int) -> tuple[tuple[int, int], ...]:
 
     A second piece has a width beside which the compiler finds room for the first one's threads.
     """
-    least = 32 if itemsize == 4 else 16 if head_channels <= _PIECE else 64
+    least = 16 if itemsize == 2 and head_channels <= _PIECE else 64
     found, first = [], 0
     while first < head_channels:
         left = head_channels - first
-        width = max(min(next_power_of_2(left), _PIECE), least if first else 16)
+        width = min(max(next_power_of_2(left), least if first else 16), _PIECE)
         half = width // 2
         if half >= least and max(next_power_of_2(left - half), least) < half:
             width = half
