@@ -1,7 +1,7 @@
 """What attention's kernels share: tiles of some positions of a head, and products of them.
 
 A tile (positions × head channels) is a tuple of PIECES: (first channel, width), the width a power of two, of which the
-last may reach beyond the head's channels HEAD. So 40 channels of 16 bits cost 48 and not 64, and 512 are four pieces of 128.
+last may reach beyond the head's channels HEAD. So 40 channels cost 48 and not 64, and 512 are four pieces of 128.
 Offsets within a tile are 32 bits; what passes 2³¹ is in its base.
 """
 
