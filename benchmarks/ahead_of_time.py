@@ -58,7 +58,8 @@ FLOAT64_OF = {
 }
 # Bytes of stack a thread that a kernel may have in some configuration: with 128 registers two programs of eight warps
 # share a multiprocessor, and a few values passed from register to stack and back cost less than that. In the main
-# configurations for sm_90 none has any; the most, 80, is what sm_100's compiler makes of one with scale and shift.
+# configurations for sm_90 none has any; of the norms the most, 80, is what sm_100's compiler makes of one with scale
+# and shift. linear_attention's backward pass holds two squares of a head's channels, too much for heads of 64.
 SPILLS = {
     "attention_kernel": 8,
     "attention_key_gradients_kernel": 16,
@@ -69,6 +70,8 @@ SPILLS = {
     "dynamic_threshold_kernel": 8,
     "group_norm_kernel": 24,
     "group_norm_backward_kernel": 80,
+    "linear_attention_queries_backward_kernel": 8,
+    "linear_attention_keys_backward_kernel": 128,
     "vb_terms_kernel": 24,
 }
 

@@ -55,6 +55,10 @@ ATTENTION = [
 ATTENTION_MAIN = {"bfloat16": (8, 40, 64, 128, 192, 256, 512), "float32": (64, 256, 512)}
 
 
+# (B, heads, d, T) of denoising-diffusion-pytorch's linear attention, and wider heads.
+LINEAR_ATTENTIONS = [(64, 4, 32, 1024), (16, 4, 32, 16384), (1, 4, 32, 4096), (64, 4, 64, 256)]
+
+
 class Case(NamedTuple):
     """bytes_per_element: the least that is read and written, for each element of the first tensor."""
 
@@ -79,6 +83,7 @@ def cases() -> Iterator[Case]:
     yield from losses()
     yield from norms()
     yield from attentions()
+    yield from linear_attentions()
 
 
 def noise() -> Iterator[Case]:
@@ -236,3 +241,26 @@ def attentions() -> Iterator[Case]:
             differentiated |= main and head == 128 and dtype == "bfloat16"
             yield Case("attention", name, 4 * size, main and not differentiated, forward)
             yield Case("attention_backward", name, 8 * size, differentiated, backward)
+
+
+def linear_attentions() -> Iterator[Case]:
+    for shape, dtype, channels_last in itertools.product(LINEAR_ATTENTIONS, STORAGE, (False, True)):
+        samples, heads, d, length = shape
+        packed = (samples, length, 3 * heads * d) if channels_last else (samples, 3 * heads * d, length)
+        qkv, memory = torch.empty(packed, dtype=STORAGE[dtype]), torch.empty(2, heads, d, 4)
+        name = f"{text(shape)}, {dtype}, {'channels_last' if channels_last else 'contiguous'}"
+        main = d == 32 and (dtype, channels_last) in (("bfloat16", True), ("float32", False))
+        size = STORAGE[dtype].itemsize
+
+        def forward(qkv=qkv, memory=memory, heads=heads, channels_last=channels_last):
+            return ops.linear_attention(qkv, heads, memory=memory, channels_last=channels_last)
+
+        def backward(qkv=qkv, memory=memory, call=forward):
+            leaves = [t.detach().requires_grad_() for t in (qkv, memory)]
+            out = call(*leaves)
+            torch.autograd.grad(out, leaves, torch.empty_like(out))
+
+        yield Case("linear_attention", f"{name}, memory", 4 / 3 * size, main, forward)
+        call = lambda f=forward: f(memory=None)  # noqa: E731
+        yield Case("linear_attention", name, 4 / 3 * size, False, call)
+        yield Case("linear_attention_backward", f"{name}, memory", 7 / 3 * size, main, backward)

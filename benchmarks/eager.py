@@ -62,6 +62,16 @@ def attention_qkv(qkv: Tensor, heads: int, *, order: str) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2)
 
 
+def linear_attention(qkv: Tensor, num_heads: int, *, memory: Tensor, channels_last: bool = False) -> Tensor:
+    """Matrix products of views, which here take less time than einsum or as much."""
+    rows = qkv.transpose(1, 2) if channels_last else qkv
+    q, k, v = rows.unflatten(1, (3, num_heads, -1)).unbind(1)
+    keys, values = (m.expand(len(qkv), -1, -1, -1) for m in memory)
+    context = torch.cat([keys, k], 3).softmax(3) @ torch.cat([values, v], 3).transpose(2, 3)
+    out = (context.transpose(2, 3) @ (q.softmax(2) * q.shape[2] ** -0.5)).flatten(1, 2)
+    return out.transpose(1, 2) if channels_last else out
+
+
 def q_sample(x0: Tensor, t: Tensor, signal: Tensor, sigma: Tensor, noise: Tensor | None = None) -> Tensor:
     """signal, sigma: √ᾱ and √(1−ᾱ) in x0's dtype."""
     noise = torch.randn_like(x0) if noise is None else noise

@@ -31,6 +31,7 @@ void bind_group_norm(py::module_&);
 void bind_group_norm_eager(py::module_&);
 void bind_channel_rms_norm(py::module_&);
 void bind_attention(py::module_&);
+void bind_linear_attention(py::module_&);
 void bind_recycled(py::module_&);
 void bind_tensor(py::module_&);
 void bind_diffusion_loss(py::module_&);
@@ -86,6 +87,7 @@ PYBIND11_MODULE(_cpu, m) {
     bind_group_norm_eager(m);
     bind_channel_rms_norm(m);
     bind_attention(m);
+    bind_linear_attention(m);
     bind_recycled(m);
     bind_tensor(m);
     bind_diffusion_loss(m);

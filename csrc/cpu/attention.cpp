@@ -22,36 +22,37 @@ static_assert(kKeyBlock % kRows == 0, "a block of keys is whole panels");
 
 struct Forward {
     int64_t keys, head_dim, channels;  // channels: head_dim in whole panels
-    float *packed_keys, *packed_values, *queries, *out, *tile;
+    float scale, scale_log2;           // the scale, not negative: of e^x and of 2^x
+    float *packed_keys{}, *packed_values{}, *queries{}, *out{}, *tile{};
 };
 
+// A maximum to subtract: 0 for -inf, so that every weight is 0 where every score is -inf.
+DIFFKERN_INLINE f32v finite(f32v maximum) {
+    return maximum == -__builtin_inff() ? f32v{} : maximum;
+}
+
 // The block of queries that is packed in f.queries: leaves the weighted sums, divided, in f.out, [channel][lane], and
-// ln of the sum of exponentials in lse. Scores are in units of ln 2.
+// ln of the sum of exponentials in lse. The scale is applied where the maximum is subtracted, in one operation that
+// rounds only the difference.
 template <int kVectors>
 void attend(const Forward& f, float* lse) {
     constexpr int kWidth = kVectors * kLanes;
-    const f32v lowest = broadcast(-__builtin_inff());
-    f32v maximum[kVectors], sum[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-        maximum[v] = lowest;
-        sum[v] = f32v{};
-    }
+    const f32v lowest = broadcast(-__builtin_inff()), scale = broadcast(f.scale_log2);
+    f32v maximum[kVectors], shift[kVectors] = {}, sum[kVectors] = {};  // shift: the maximum, scaled
+    for (int v = 0; v < kVectors; ++v) maximum[v] = lowest;
     for (int64_t first = 0; first < f.keys; first += kKeyBlock) {
         const int64_t count = f.keys - first < kKeyBlock ? f.keys - first : kKeyBlock;
-        f32v highest[kVectors];
-        for (int v = 0; v < kVectors; ++v) highest[v] = maximum[v];
-        scores<kVectors, true>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, highest);
-        f32v finite[kVectors], factor[kVectors], part[kVectors];
+        f32v before[kVectors], factor[kVectors], part[kVectors] = {};
+        for (int v = 0; v < kVectors; ++v) before[v] = maximum[v] == lowest ? lowest : shift[v];
+        scores<kVectors, true>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, maximum);
         for (int v = 0; v < kVectors; ++v) {
-            finite[v] = highest[v] == lowest ? f32v{} : highest[v];  // every weight is 0 where every score is -inf
-            factor[v] = exp2(maximum[v] - finite[v]);
-            maximum[v] = highest[v];
-            part[v] = f32v{};
+            shift[v] = finite(maximum[v]) * scale;
+            factor[v] = exp2(before[v] - shift[v]);
         }
         for (int64_t j = 0; j < count; ++j)
             for (int v = 0; v < kVectors; ++v) {
                 float* at = f.tile + j * kWidth + v * kLanes;
-                const f32v weight = exp2(load(at) - finite[v]);
+                const f32v weight = exp2(multiply_subtract(load(at), scale, shift[v]));
                 part[v] += weight;
                 store(at, weight);
             }
@@ -66,7 +67,9 @@ void attend(const Forward& f, float* lse) {
             float* at = f.out + c * kWidth + v * kLanes;
             store(at, load(at) * reciprocal);
         }
-        store(lse + v * kLanes, maximum[v] * kLn2 + log1p_positive(sum[v] - 1.0f));
+        const f32v rounding = multiply_subtract(finite(maximum[v]), scale, shift[v]);  // of the shift
+        const f32v rest = log1p_positive(sum[v] - 1.0f) - rounding * kLn2;
+        store(lse + v * kLanes, maximum[v] == lowest ? lowest : multiply_add(maximum[v], broadcast(f.scale), rest));
     }
 }
 
@@ -75,28 +78,22 @@ void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end) {
     const int64_t batch = head / args.heads, h = head % args.heads, d = args.head_dim;
     const Head<const T> q(args.q, batch, h), k(args.k, batch, h), v(args.v, batch, h);
     const Head<T> out(args.out, batch, h);
-    const int64_t channels = round_up(d, kRows), keys = round_up(args.keys, kRows);
-    const int64_t sizes[] = {keys * d, args.keys * channels, kBlock * d, kBlock * channels, kBlock * kKeyBlock};
-    int64_t total = 0;
-    for (const int64_t size : sizes) total += Arena::line_up(size);
-    Arena arena(total);
-    Forward f{args.keys,
-              d,
-              channels,
-              arena.take(sizes[0]),
-              arena.take(sizes[1]),
-              arena.take(sizes[2]),
-              arena.take(sizes[3]),
-              arena.take(sizes[4])};
+    const auto size = static_cast<float>(args.scale < 0 ? -args.scale : args.scale);
+    Forward f{args.keys, d, round_up(d, kRows), size, static_cast<float>(static_cast<double>(size) * kLog2E)};
+    Arena arena({{&f.packed_keys, round_up(args.keys, kRows) * d},
+                 {&f.packed_values, args.keys * f.channels},
+                 {&f.queries, kBlock * d},
+                 {&f.out, kBlock * f.channels},
+                 {&f.tile, kBlock * kKeyBlock}});
     pack(k.data, args.keys, k.row_stride, d, k.channel_stride, 1.0f, kRows, f.packed_keys);
     pack(v.data, d, v.channel_stride, args.keys, v.row_stride, 1.0f, kRows, f.packed_values);
-    const auto factor = static_cast<float>(args.scale * 1.4426950408889634);
+    const float sign = args.scale < 0 ? -1.0f : 1.0f;
     for (int64_t t = first; t < end;) {
         const int64_t count = end - t < kBlock ? end - t : kBlock;
         const bool narrow = count <= kLanes;
         const int64_t width = narrow ? kLanes : kBlock;
         float lse[kBlock];
-        pack(q.data + t * q.row_stride, count, q.row_stride, d, q.channel_stride, factor, width, f.queries);
+        pack(q.data + t * q.row_stride, count, q.row_stride, d, q.channel_stride, sign, width, f.queries);
         narrow ? attend<1>(f, lse) : attend<kMostVectors>(f, lse);
         unpack(f.out, width, d, count, out.data + t * out.row_stride, out.channel_stride, out.row_stride);
         if (args.lse)
@@ -107,12 +104,11 @@ void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end) {
 
 template <class T>
 void forward(const AttentionArgs& args) {
-    // Enough tasks that threads finish together, and no fewer than four blocks each: every task packs k and v itself.
+    // Tasks enough that threads finish together, and of no fewer than two blocks: every task packs k and v itself.
     const int64_t heads = args.batch * args.heads, blocks = (args.queries + kBlock - 1) / kBlock;
-    const int64_t wanted = (8 * args.num_threads + heads - 1) / heads, most = (blocks + 3) / 4;
-    const int64_t per_task = args.num_threads > 1
-                                 ? (blocks + (wanted < most ? wanted : most) - 1) / (wanted < most ? wanted : most)
-                                 : blocks;
+    const int64_t wanted = (4 * args.num_threads + heads - 1) / heads, most = (blocks + 1) / 2;
+    const int64_t parts = args.num_threads == 1 ? 1 : wanted < most ? wanted : most;
+    const int64_t per_task = (blocks + parts - 1) / parts;
     const int64_t tasks = (blocks + per_task - 1) / per_task, queries = per_task * kBlock;
     auto body = [&](int64_t task) {
         const int64_t first = task % tasks * queries;

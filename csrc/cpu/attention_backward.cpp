@@ -4,9 +4,10 @@
 //     dV = P^T dO      dP = dO V^T      dS = P (dP - sum over the channels of dO O)
 //     dQ = scale dS K      dK = scale dS^T Q
 //
-// (Dao et al., arXiv:2205.14135, B.4). A task is a head; nothing of size T x K leaves the cache. Tiles are as in the
-// forward pass: a block of queries in lanes by kKeyBlock keys. Five products of a tile where the forward pass has two,
-// bound by multiplications. Every sum runs in one fixed order.
+// (Dao et al., arXiv:2205.14135, B.4). As the rows of dS sum to nothing, dQ is made of keys less their mean: else what
+// keys have in common would multiply what rounding leaves of those sums. A task is a head; nothing of size T x K leaves
+// the cache. Tiles are as in the forward pass: a block of queries in lanes by kKeyBlock keys. Five products of a tile
+// where the forward pass has two, bound by multiplications. Every sum runs in one fixed order.
 #include "cpu/attention_gradient.h"
 #include "cpu/attention_pack.h"
 #include "cpu/parallel.h"
@@ -21,17 +22,19 @@ static_assert(kKeyBlock % 8 == 0, "a block of keys is whole panels");
 struct Backward {
     int64_t keys, head_dim;
     int64_t keys_up, channels, wide;  // the keys and head_dim in whole panels; head_dim in whole rows of lanes
-    float *keys_by_key, *values_by_key, *keys_by_channel;  // panels of k, v and k
-    float *dk, *dv;                                        // [key][channel]
-    float *queries, *dout, *dq;                            // of the block, [channel][lane]
-    float *query_rows, *dout_rows;                         // of the block, [query][channel]
-    float *weights, *dscores;                              // tiles [key][lane]
+    float scale;
+    float *keys_by_key{}, *values_by_key{}, *keys_by_channel{};  // panels of k, v and k
+    float *dk{}, *dv{};                                          // [key][channel]
+    float *queries{}, *dout{}, *dq{};                            // of the block, [channel][lane]
+    float *query_rows{}, *dout_rows{};                           // of the block, [query][channel]
+    float *weights{}, *dscores{};                                // tiles [key][lane]
 };
 
-// One block of `queries` queries, its log-sum-exp in units of ln 2 and its sums of dO O.
+// One block of `queries` queries, given its log-sum-exp and its sums of dO O.
 template <int kVectors>
 void differentiate(const Backward& b, int64_t queries, const float* lse, const float* sums) {
     constexpr int kWidth = kVectors * kLanes;
+    const f32v scale = broadcast(b.scale);
     f32v one[kVectors];
     for (int v = 0; v < kVectors; ++v) one[v] = broadcast(1.0f);
     for (int64_t first = 0; first < b.keys; first += kKeyBlock) {
@@ -41,7 +44,8 @@ void differentiate(const Backward& b, int64_t queries, const float* lse, const f
         for (int64_t j = 0; j < whole; ++j)
             for (int v = 0; v < kVectors; ++v) {
                 const int64_t at = j * kWidth + v * kLanes;
-                const f32v weight = exp2(load(b.weights + at) - load(lse + v * kLanes));
+                const f32v logarithm = multiply_subtract(load(b.weights + at), scale, load(lse + v * kLanes));
+                const f32v weight = exp2(logarithm * static_cast<float>(kLog2E));
                 store(b.weights + at, weight);
                 store(b.dscores + at, weight * (load(b.dscores + at) - load(sums + v * kLanes)));
             }
@@ -53,13 +57,24 @@ void differentiate(const Backward& b, int64_t queries, const float* lse, const f
     }
 }
 
-// The sums over the channels of dO O, per lane.
+// The sums over the channels of dO O, per lane: in four parts, each rounded less than one long sum.
 void sums_along(const float* dout, const float* out, int64_t channels, int64_t width, float* sums) {
     for (int64_t i = 0; i < width; i += kLanes) {
-        f32v total = {};
-        for (int64_t c = 0; c < channels; ++c)
-            total = multiply_add(load(dout + c * width + i), load(out + c * width + i), total);
-        store(sums + i, total);
+        f32v total[4] = {};
+        for (int64_t c = 0; c < channels; ++c) total[c % 4] += load(dout + c * width + i) * load(out + c * width + i);
+        store(sums + i, (total[0] + total[1]) + (total[2] + total[3]));
+    }
+}
+
+// Panels of channels, [channel / kRows][key][kRows], each channel less its mean over the keys.
+void subtract_means(float* panels, int64_t channels, int64_t keys) {
+    for (float* end = panels + channels * keys; panels < end; panels += keys * kRows) {
+        float mean[kRows] = {};
+        for (int64_t j = 0; j < keys; ++j)
+            for (int i = 0; i < kRows; ++i) mean[i] += panels[j * kRows + i];
+        for (int i = 0; i < kRows; ++i) mean[i] /= static_cast<float>(keys);
+        for (int64_t j = 0; j < keys; ++j)
+            for (int i = 0; i < kRows; ++i) panels[j * kRows + i] -= mean[i];
     }
 }
 
@@ -75,30 +90,26 @@ void run(const AttentionBackwardArgs& backward, int64_t head) {
     const Head<const T> q(args.q, batch, h), k(args.k, batch, h), v(args.v, batch, h), out(args.out, batch, h),
         dout(backward.dout, batch, h);
     const Head<T> dq(backward.dq, batch, h), dk(backward.dk, batch, h), dv(backward.dv, batch, h);
-    Backward b{};
-    b.keys = args.keys;
-    b.head_dim = d;
-    b.keys_up = round_up(args.keys, kRows);
-    b.channels = round_up(d, kRows);
-    b.wide = round_up(d, kChannelLanes);
-    const struct {
-        float** array;
-        int64_t size;
-    } arrays[] = {
-        {&b.keys_by_key, b.keys_up * d}, {&b.values_by_key, b.keys_up * d}, {&b.keys_by_channel, b.keys * b.channels},
-        {&b.dk, b.keys_up * b.wide},     {&b.dv, b.keys_up * b.wide},       {&b.queries, kBlock * d},
-        {&b.dout, kBlock * d},           {&b.dq, kBlock * b.channels},      {&b.query_rows, kBlock * b.wide},
-        {&b.dout_rows, kBlock * b.wide}, {&b.weights, kBlock * kKeyBlock},  {&b.dscores, kBlock * kKeyBlock}};
-    int64_t total = 0;
-    for (const auto& each : arrays) total += Arena::line_up(each.size);
-    Arena arena(total);
-    for (const auto& each : arrays) *each.array = arena.take(each.size);
+    const auto scale = static_cast<float>(args.scale);
+    Backward b{args.keys, d, round_up(args.keys, kRows), round_up(d, kRows), round_up(d, kChannelLanes), scale};
+    Arena arena({{&b.keys_by_key, b.keys_up * d},
+                 {&b.values_by_key, b.keys_up * d},
+                 {&b.keys_by_channel, b.keys * b.channels},
+                 {&b.dk, b.keys_up * b.wide},
+                 {&b.dv, b.keys_up * b.wide},
+                 {&b.queries, kBlock * d},
+                 {&b.dout, kBlock * d},
+                 {&b.dq, kBlock * b.channels},
+                 {&b.query_rows, kBlock * b.wide},
+                 {&b.dout_rows, kBlock * b.wide},
+                 {&b.weights, kBlock * kKeyBlock},
+                 {&b.dscores, kBlock * kKeyBlock}});
 
     pack(k.data, args.keys, k.row_stride, d, k.channel_stride, 1.0f, kRows, b.keys_by_key);
     pack(v.data, args.keys, v.row_stride, d, v.channel_stride, 1.0f, kRows, b.values_by_key);
     pack(k.data, d, k.channel_stride, args.keys, k.row_stride, 1.0f, kRows, b.keys_by_channel);
+    subtract_means(b.keys_by_channel, b.channels, args.keys);
     for (int64_t i = 0; i < b.keys_up * b.wide; ++i) b.dk[i] = b.dv[i] = 0.0f;
-    const auto scale = static_cast<float>(args.scale), factor = static_cast<float>(args.scale * 1.4426950408889634);
     for (int64_t t = 0; t < args.queries; t += kBlock) {
         const int64_t count = args.queries - t < kBlock ? args.queries - t : kBlock;
         const int64_t width = count <= kLanes ? kLanes : kBlock;
@@ -106,12 +117,12 @@ void run(const AttentionBackwardArgs& backward, int64_t head) {
         float lse[kBlock] = {}, sums[kBlock];
         for (int64_t i = 0; i < count; ++i) {
             const float value = args.lse[head * args.queries + t + i];
-            lse[i] = value == -__builtin_inff() ? 0.0f : value * kLog2E;  // every weight is 0
+            lse[i] = value == -__builtin_inff() ? 0.0f : value;  // every weight is 0
         }
         pack(out.data + t * out.row_stride, count, out.row_stride, d, out.channel_stride, 1.0f, width, b.dq);
         pack(gradient, count, dout.row_stride, d, dout.channel_stride, 1.0f, width, b.dout);
         sums_along(b.dout, b.dq, d, width, sums);
-        pack(queries, count, q.row_stride, d, q.channel_stride, factor, width, b.queries);
+        pack(queries, count, q.row_stride, d, q.channel_stride, 1.0f, width, b.queries);
         pack(queries, d, q.channel_stride, count, q.row_stride, 1.0f, b.wide, b.query_rows);
         pack(gradient, d, dout.channel_stride, count, dout.row_stride, 1.0f, b.wide, b.dout_rows);
         width == kLanes ? differentiate<1>(b, count, lse, sums) : differentiate<kMostVectors>(b, count, lse, sums);

@@ -1,9 +1,11 @@
 // Every op on 1 to 4 threads: bitwise the same results, and under ThreadSanitizer no race.
 #include "cpu/philox_normal.h"
 #include "cpu/q_sample.h"
+#include "tests/attention_case.h"
 #include "tests/channel_rms_norm_case.h"
 #include "tests/diffusion_loss_case.h"
 #include "tests/group_norm_case.h"
+#include "tests/linear_attention_case.h"
 #include "tests/rescale_case.h"
 #include "tests/solver_case.h"
 #include "tests/thread_pool.h"
@@ -166,6 +168,37 @@ TEST(threads, channel_rms_norm) {
                     channel_rms_norm(norm.forward_args(num_threads));
                     channel_rms_norm_backward(norm.backward_args(num_threads));
                     return std::vector<Buffer>{norm.y, norm.norm, norm.dx, norm.dweight, norm.dscale, norm.dshift};
+                });
+}
+
+// Also heads that are fewer than threads, and blocks of queries that do not divide evenly.
+TEST(threads, attention) {
+    for (const AttentionSize& size :
+         {AttentionSize{1, 1, 700, 90, 9}, AttentionSize{2, 3, 150, 70, 20}, AttentionSize{3, 3, 12, 33, 8}})
+        for (const HeadLayout layout : kHeadLayouts)
+            for (const DType dtype : kFloat32AndBelow)
+                check_threads("attention", [&](int num_threads) {
+                    Random random(18);
+                    const AttentionCase of(size, layout, dtype, random);
+                    attention(of.forward_args(num_threads));
+                    attention_backward(of.backward_args(num_threads));
+                    return std::vector<Buffer>{of.out.buffer, of.lse, of.dq.buffer, of.dk.buffer, of.dv.buffer};
+                });
+}
+
+// Several units of a head; and one of each of several heads.
+TEST(threads, linear_attention) {
+    for (const LinearAttentionShape& shape :
+         {LinearAttentionShape{1, 1, 32, 5000, 4}, LinearAttentionShape{3, 2, 8, 300, 0}})
+        for (const HeadsOrder order : kHeadsOrders)
+            for (const DType dtype : kFloat32AndBelow)
+                check_threads("linear_attention", [&](int num_threads) {
+                    Random random(21);
+                    const LinearAttentionCase attention(shape, dtype, order, random);
+                    linear_attention(attention.forward_args(num_threads));
+                    linear_attention_backward(attention.backward_args(num_threads));
+                    return std::vector<Buffer>{attention.out.buffer, attention.context,     attention.k_max,
+                                               attention.k_sum,      attention.dqkv.buffer, attention.dmemory};
                 });
 }
 

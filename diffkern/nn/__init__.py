@@ -1,6 +1,6 @@
 """Modules of diffusion U-Nets over `diffkern.ops`."""
 
-from diffkern.nn.attention import Attention, QKVOrder, split_qkv
+from diffkern.nn.attention import Attention, QKVOrder
 from diffkern.nn.embedding import EmbeddingOrder, sinusoidal_embedding
 from diffkern.nn.init import zero_init
 from diffkern.nn.norm import GroupNorm
@@ -17,7 +17,6 @@ __all__ = [
     "ResBlock",
     "Upsample",
     "sinusoidal_embedding",
-    "split_qkv",
     "upsample_nearest",
     "zero_init",
 ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffkern.nn.init import zero_init
 from diffkern.nn.norm import GroupNorm
+from diffkern.ops import attention_qkv
 
 QKVOrder = Literal["hqkvc", "qkvhc", "hcqkv"]
 
@@ -57,32 +56,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in x's memory format."""
-        qkv = self.qkv(self.norm(x))
-        q, k, v = split_qkv(qkv.flatten(2).transpose(1, 2), self.num_heads, self.order)
-        out = F.scaled_dot_product_attention(_by_head(q), _by_head(k), _by_head(v))
-        out = out.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, x.shape[2:])
-        # SDPA leaves the channels innermost: said here, or the convolution after it would turn its output over too.
-        return x + self.proj(out.contiguous(memory_format=_memory_format(qkv)))
+        return x + self.proj(self.attend(x))
 
-
-def split_qkv(qkv: Tensor, num_heads: int, order: QKVOrder) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of q, k and v, each (N, T, heads, d), into a packed (N, T, 3·heads·d) of any stride."""
-    if order == "hqkvc":
-        q, k, v = qkv.unflatten(2, (num_heads, 3, -1)).unbind(3)
-    elif order == "qkvhc":
-        q, k, v = qkv.unflatten(2, (3, num_heads, -1)).unbind(2)
-    else:
-        q, k, v = qkv.unflatten(2, (num_heads, -1, 3)).unbind(4)
-    return q, k, v
-
-
-def _by_head(part: Tensor) -> Tensor:
-    """(N, T, heads, d) -> (N, heads, T, d). A copy where d is strided, which SDPA's fused kernels do not take."""
-    part = part.transpose(1, 2)
-    return part if part.stride(-1) == 1 else part.contiguous()
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
+    def attend(self, x: Tensor) -> Tensor:
+        """softmax(q kᵀ / √d) v of GN(x), (N, C, H, W), from the projection as it lies in memory."""
+        qkv = self.qkv(self.norm(x)).flatten(2)
+        return attention_qkv(qkv, self.num_heads, order=self.order).unflatten(2, x.shape[2:])

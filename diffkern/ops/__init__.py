@@ -8,6 +8,7 @@ from diffkern.ops.diffusion_loss import diffusion_loss_and_grad as diffusion_los
 from diffkern.ops.dynamic_threshold import dynamic_threshold as dynamic_threshold
 from diffkern.ops.group_norm import group_norm as group_norm
 from diffkern.ops.guidance_rescale import guidance_rescale as guidance_rescale
+from diffkern.ops.linear_attention import linear_attention as linear_attention
 from diffkern.ops.philox_normal import philox_normal as philox_normal
 from diffkern.ops.philox_uint32 import philox_uint32 as philox_uint32
 from diffkern.ops.q_sample import q_sample as q_sample

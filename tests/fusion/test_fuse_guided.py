@@ -137,7 +137,7 @@ def kinds(report):
 
 
 def test_report():
-    assert kinds(fuse(guided())) == {"ResBlock": 8, "GroupNorm32": 4, "Sequential": 1}
+    assert kinds(fuse(guided())) == {"ResBlock": 8, "AttentionBlock": 4, "Sequential": 1}
     assert kinds(fuse(improved(), virtual_concat=True))["UNetModel"] == 1
     effects = {done.effect for done in fuse(guided(use_scale_shift_norm=True)).replaced}
     assert "GroupNorm and SiLU twice, residual in place, time scale and shift" in effects

@@ -108,7 +108,7 @@ def test_channels_last_weights():
 def test_everything_is_fused():
     report = fuse(network())
     kinds = [done.block for done in report.replaced]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"ResConvBlock": 6, "AdaGN": 16}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"ResConvBlock": 6, "SelfAttention2d": 4, "AdaGN": 16}
 
 
 def test_a_network_in_its_preconditioner():

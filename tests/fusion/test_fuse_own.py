@@ -44,7 +44,7 @@ def test_fused_computes_the_same(settings):
 
 def test_the_options_apply():
     report = fuse(network(), **EVERY)
-    assert {row.block for row in report.replaced} == {"ResBlock", "Upsample", "UNet"}
+    assert {row.block for row in report.replaced} == {"ResBlock", "Attention", "Upsample", "UNet"}
     assert not report.skipped
     folded = fuse(network(resblock_updown=True), fold_upsample=True)
     assert sum("fold_upsample" in row.effect for row in folded.replaced) == 1

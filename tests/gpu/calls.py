@@ -16,6 +16,7 @@ from diffkern.ops import (
     diffusion_loss,
     diffusion_loss_and_grad,
     group_norm,
+    linear_attention,
     q_sample,
     solver_step,
     vb_terms,
@@ -93,6 +94,10 @@ def calls() -> dict[str, OpCall]:
         "attention, more keys, in pieces": OpCall(
             {"q": randn(2, 70, 64, seed=11), "k": randn(2, 300, 64, seed=12), "v": randn(2, 300, 64, seed=13)},
             lambda q, k, v: attention(q, k, v, 4),
+        ),
+        "linear_attention, memory": OpCall(
+            {"qkv": randn(2, 3 * 4 * 32, 150, seed=9), "memory": randn(2, 4, 32, 4, seed=10)},
+            lambda qkv, memory: linear_attention(qkv, 4, memory=memory),
         ),
         "q_sample, noise given": OpCall({"x0": x, "noise": randn(*SHAPE, seed=5)}, noised),
         "q_sample, noise generated": OpCall({"x0": x}, lambda x0: noised(x0, seed=3, draw=2, samples=11)),

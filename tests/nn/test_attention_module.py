@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from diffkern.nn import Attention, split_qkv
+from diffkern.nn import Attention
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -51,14 +51,6 @@ def test_equals_attention_written_out(order, heads, memory_format):
     got = module(x)
     torch.testing.assert_close(got, expected(module, x), rtol=1e-5, atol=1e-5)
     assert got.is_contiguous(memory_format=memory_format)
-
-
-@pytest.mark.parametrize("order", ["hqkvc", "qkvhc", "hcqkv"])
-def test_split_makes_views(order):
-    packed = torch.randn(2, 6, 24)
-    parts = split_qkv(packed, 2, order)
-    assert [tuple(part.shape) for part in parts] == [(2, 6, 2, 4)] * 3
-    assert all(part.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr() for part in parts)
 
 
 def test_a_fresh_block_is_the_identity():

@@ -18,9 +18,11 @@ SLOWLY_INTERPRETED = {
     "test_every_shape",
     "test_float32_against_mpmath",
     "test_float32_gradients_are_those_of_float64",
+    "test_large_keys",
     "test_large_samples",
     "test_noise_from_a_counter",
     "test_one_value_a_group_has_no_gradient",
+    "test_what_is_not_finite_is_where_torchs_softmax_has_it",
     "test_words_are_those_of_the_counter",
 }
 

@@ -148,6 +148,28 @@ def unpacked(qkv: Tensor, heads: int, order: str, channels_last: bool) -> list[T
     return [qkv.index_select(axis, torch.tensor(channels)) for channels in every]
 
 
+def linear_attention(
+    qkv: Tensor,
+    num_heads: int,
+    memory: Tensor | None = None,
+    scale: float | None = None,
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The two softmaxes and the two products, as a user of PyTorch writes them, in qkv's dtype or another one."""
+    x = qkv.to(qkv.dtype if dtype is None else dtype)
+    x = x.movedim(-1, 1) if channels_last else x
+    q, k, v = x.reshape(len(x), 3, num_heads, x.shape[1] // (3 * num_heads), x.shape[2]).unbind(1)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    if memory is not None:
+        keys, values = memory.to(x.dtype)
+        k = torch.cat([keys.expand(len(x), *keys.shape), k], 3)
+        v = torch.cat([values.expand(len(x), *values.shape), v], 3)
+    context = torch.einsum("bhdn,bhen->bhde", k.softmax(3), v)
+    out = torch.einsum("bhde,bhdn->bhen", context, q.softmax(2) * scale).flatten(1, 2)
+    return out.movedim(1, -1) if channels_last else out
+
+
 def guidance_rescale(model_output: Tensor, guidance_scale: Tensor, phi: float) -> Tensor:
     """φ·std(c)/std(u + w·(c − u)) + 1 − φ per sample, 1 where a sample has no deviation."""
     uncond, cond = model_output.chunk(2)

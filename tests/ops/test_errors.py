@@ -14,6 +14,7 @@ from diffkern.ops import (
     diffusion_loss,
     diffusion_loss_and_grad,
     group_norm,
+    linear_attention,
     philox_normal,
     philox_uint32,
     q_sample,
@@ -237,6 +238,27 @@ ATTENTION_QKV: list[Mistake] = [
     ({"order": "qkv"}, ValueError, "order must be one of hqkvc, qkvhc, hcqkv, got 'qkv'"),
     ({"order": None}, ValueError, "order must be one of"),
 ]
+QKV, MEMORY = randn(2, 12, 5), randn(2, 2, 2, 3)
+LINEAR_ATTENTION: list[Mistake] = [
+    ({"qkv": X}, ValueError, r"qkv must have shape \(B, 3·heads·d, T\) with channels_last=False"),
+    ({"qkv": QKV[0], "channels_last": True}, ValueError, r"qkv must have shape \(B, T, 3·heads·d\)"),
+    ({"qkv": QKV.long()}, TypeError, "qkv must be float32"),
+    ({"qkv": QKV.to_sparse()}, TypeError, "qkv must be a dense"),
+    ({"qkv": QKV.numpy()}, TypeError, "qkv must be a tensor"),
+    ({"channels_last": True}, ValueError, "3·num_heads must divide the 5 channels"),
+    ({"num_heads": 3}, ValueError, "3·num_heads must divide the 12 channels, got num_heads = 3"),
+    ({"num_heads": 0}, ValueError, "num_heads"),
+    ({"num_heads": 2.0}, TypeError, "num_heads must be an int"),
+    ({"num_heads": True}, TypeError, "num_heads must be an int"),
+    ({"memory": MEMORY[0]}, ValueError, r"memory must have shape \(2, 2, 2, M\) with M at least 1"),
+    ({"memory": MEMORY[..., :0]}, ValueError, "memory must have shape"),
+    ({"memory": MEMORY.transpose(2, 3)}, ValueError, "memory must have shape"),
+    ({"memory": MEMORY.double()}, TypeError, "memory must have qkv's dtype torch.float32"),
+    ({"memory": MEMORY.half()}, TypeError, "memory must have qkv's dtype"),
+    ({"memory": MEMORY, "qkv": QKV.double()}, TypeError, "memory must have qkv's dtype torch.float64"),
+    ({"memory": MEMORY.to("meta")}, ValueError, "memory must be on qkv's device"),
+    ({"memory": 4}, TypeError, "memory must be a tensor"),
+]
 TABLES = ProcessTables(SIGNAL, SIGMA)
 DIFFUSION_LOSS: list[Mistake] = [
     ({"model_output": INTEGERS}, TypeError, "model_output must be"),
@@ -337,6 +359,7 @@ OPS = {
     "channel_rms_norm": (channel_rms_norm, {"x": X}, CHANNEL_RMS_NORM),
     "attention": (attention, {"q": Q, "k": K, "v": K, "num_heads": 2}, ATTENTION),
     "attention_qkv": (attention_qkv, {"qkv": randn(2, 36, 5), "num_heads": 2}, ATTENTION_QKV),
+    "linear_attention": (linear_attention, {"qkv": QKV, "num_heads": 2}, LINEAR_ATTENTION),
     "diffusion_loss": (
         diffusion_loss,
         {"model_output": X, "x0": X, "t": T, "tables": TABLES, "seed": 1},

@@ -33,6 +33,7 @@ ALL = [
     "test_group_norm.py",
     "test_group_norm_gradients.py",
     "test_channel_rms_norm.py",
+    "test_linear_attention.py",
     "test_diffusion_loss_gradients.py",
 ]
 SETS = ("portable", "avx2", "avx512")

@@ -17,6 +17,7 @@ from diffkern.ops import (
     dynamic_threshold,
     group_norm,
     guidance_rescale,
+    linear_attention,
     philox_normal,
     philox_uint32,
     q_sample,
@@ -141,6 +142,9 @@ def cases() -> dict[str, tuple[str, tuple]]:
                 " plain": (None, 1e-5, None, None, False),
             }.items():
                 found[f"channel_rms_norm{name} {layout} {dtype}"] = ("channel_rms_norm", (x, *arguments))
+            qkv, memory = grad(2, 12, 5, layout=layout, dtype=dtype), grad(2, 2, 2, 3)
+            found[f"linear_attention {layout} {dtype}"] = ("linear_attention", (qkv, memory, 2, 0.7, False))
+            found[f"linear_attention plain {layout} {dtype}"] = ("linear_attention", (qkv, None, 1, 0.7, False))
             skip, offset = grad(2, 2, 3, 5, seed=5, dtype=dtype), grad(2, 6, seed=6)
             arguments = (x, 2, None, None, 1e-5, None, None, True, skip, offset)
             found[f"group_norm skip {layout} {dtype}"] = ("group_norm", arguments)
@@ -160,6 +164,9 @@ def cases() -> dict[str, tuple[str, tuple]]:
     found["group_norm_backward"] = ("group_norm_backward", of_group_norm)
     backward = (X, X, randn(4), 1e-12, randn(2, 4), None, X.norm(dim=1, keepdim=True), True)
     found["channel_rms_norm_backward"] = ("channel_rms_norm_backward", backward)
+    rows, sums = randn(2, 12, 5), torch.ones(2, 2, 2)
+    backward = (randn(2, 4, 5), rows, randn(2, 2, 2, 3), torch.ones(2, 2, 2, 2), sums, sums.clone(), 2, 0.7, False)
+    found["linear_attention_backward"] = ("linear_attention_backward", backward)
     parts = (X[:, :1].clone(), *of_group_norm[2:], in_layout(X[:, 1:], "channels_last"), randn(2, 4))
     found["group_norm_backward skip"] = ("group_norm_backward", (X, *parts))
     return found
@@ -209,6 +216,7 @@ def test_meta_and_fake_tensors_foretell_the_result(layout, dtype):
         lambda x: attention_qkv(x.flatten(2).repeat(1, 1, 2), 5, order="hcqkv", channels_last=True),
         lambda x: group_norm(x, 2, activation="silu"),
         lambda x: channel_rms_norm(x, activation="silu"),
+        lambda x: linear_attention(x.repeat(1, 3, 1, 1).flatten(2), 2),
         lambda x: q_sample(x, T.to(x.device), SIGNAL.to(x.device), SIGMA.to(x.device), seed=1),
         lambda x: solver_step(x, x, programs.PLAIN, 0, seed=1),
         lambda x: guidance_rescale(x, 2.0, 0.5),

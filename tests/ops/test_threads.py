@@ -15,6 +15,7 @@ from diffkern.ops import (
     dynamic_threshold,
     group_norm,
     guidance_rescale,
+    linear_attention,
     philox_normal,
     philox_uint32,
     q_sample,
@@ -37,6 +38,8 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
     z = channel_rms_norm(x, torch.ones(shape[1], dtype=dtype), scale=scale, activation="silu")
     rows = x.flatten(2)[:, : 3 * (shape[1] // 6) * 2, :1100]
     a = attention_qkv(rows, 2)
+    qkv = x.flatten(2).repeat(1, 3, 1)
+    attended = linear_attention(qkv, 2, memory=randn(2, 2, shape[1] // 2, 4))
     data, tables = x.detach(), ProcessTables(SIGNAL, SIGMA)
     both = torch.cat([data, data.cos()])
     return [
@@ -54,6 +57,8 @@ def everything(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[
         *torch.autograd.grad(a, x, randn(*a.shape, seed=2).to(dtype)),
         z.detach(),
         *torch.autograd.grad(z, [x, scale], randn(*shape, seed=2).to(dtype)),
+        attended.detach(),
+        *torch.autograd.grad(attended, x, randn(*attended.shape, seed=2).to(dtype)),
     ]
 
 

@@ -1,7 +1,7 @@
 """How attention's kernels are launched: how many queries and keys a program takes, and with how many threads.
 
-What fits in the registers was found by compiling, first of all for sm_90, where a block of 64 is multiplied by a whole
-group of 4 warps. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to
+What fits in the registers was found by compiling, first of all for sm_90, where blocks of 64 by 4 warps are multiplied
+by whole warp groups. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to
 2⁻²¹ of a product, or, for heads whose halves do not fit, the plain arithmetic units ("ieee").
 """
 

@@ -7,6 +7,7 @@ from tests.ops.contract import (
     dynamic_threshold,
     group_norm,
     guidance_rescale,
+    linear_attention,
     philox,
     q_sample,
     solver_step,
@@ -25,4 +26,5 @@ CASES = [
     *channel_rms_norm.CASES,
     *group_norm.JOINED,
     *attention.CASES,
+    *linear_attention.CASES,
 ]

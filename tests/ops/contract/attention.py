@@ -11,6 +11,9 @@ from tests.ops.contract.case import Inputs, OpCase, Results, Spec
 ROWS = ((1, 1, 6), (2, 7, 6), (3, 13, 78), (1, 70, 24), (2, 33, 240), (257, 3, 6), (1, 257, 12), (0, 4, 6))
 PLANES = tuple((b, c, t) for b, t, c in ROWS)
 
+TRACED_ROWS = ((6, 35, 24), (5, 143, 24))
+TRACED_PLANES = ((6, 24, 35), (5, 24, 143))
+
 # Of values far from 0 the scores lie further apart than any softmax can tell.
 SCALES = {"mean 1e3": 1e-3, "near 6e4": 1e-9}
 
@@ -40,6 +43,7 @@ def _attention(name: str, heads: int, *, keys: int, channels_last: bool) -> OpCa
         per_sample=("q", "k", "v"),
         native_dtypes=STORAGE,
         of_shapes=ROWS if channels_last else PLANES,
+        traced_shapes=TRACED_ROWS if channels_last else TRACED_PLANES,
         in_storage=True,
         cancels=lambda inputs: inputs["k"].shape[1 if channels_last else 2] == 1,  # of one score the softmax is 1
     )
@@ -64,6 +68,7 @@ def _attention_qkv(name: str, heads: int, order: str, *, channels_last: bool) ->
         per_sample=("qkv",),
         native_dtypes=STORAGE,
         of_shapes=ROWS if channels_last else PLANES,
+        traced_shapes=TRACED_ROWS if channels_last else TRACED_PLANES,
         in_storage=True,
     )
 

@@ -9,14 +9,17 @@ from torch import nn
 
 from diffkern.integrations.fusion.blocks import (
     diffusers,
+    diffusers_attention,
     diffusers_decoder,
     edm,
     edm_decoder,
     generic,
+    guided_attention,
     guided_decoder,
     guided_diffusion,
     k_diffusion,
     lucidrains,
+    lucidrains_attention,
     own,
     upsample,
 )
@@ -26,11 +29,14 @@ from diffkern.integrations.fusion.method import FusedBlock
 METHODS: tuple[type[FusedBlock], ...] = (
     *diffusers_decoder.METHODS,
     *diffusers.METHODS,
+    *diffusers_attention.METHODS,
     *guided_decoder.METHODS,
     *guided_diffusion.METHODS,
+    *guided_attention.METHODS,
     *edm_decoder.METHODS,
     *edm.METHODS,
     *lucidrains.METHODS,
+    *lucidrains_attention.METHODS,
     *k_diffusion.METHODS,
     *own.METHODS,
     *upsample.METHODS,

@@ -1,9 +1,10 @@
 """The classes that are swapped into diffusers' models: importable, so that what is pickled names them."""
 
-from diffusers.models import resnet, upsampling
+from diffusers.models import attention_processor, resnet, upsampling
 from diffusers.models.unets import unet_2d_blocks
 
 from diffkern.integrations.fusion.blocks import diffusers as blocks
+from diffkern.integrations.fusion.blocks import diffusers_attention as attention
 from diffkern.integrations.fusion.blocks import diffusers_decoder as decoder
 
 
@@ -17,6 +18,10 @@ class FoldedResnetBlock2D(blocks.FoldedResnetMethod, resnet.ResnetBlock2D):
 
 class Upsample2D(blocks.UpsampleMethod, upsampling.Upsample2D):
     origin = upsampling.Upsample2D
+
+
+class Attention(attention.AttentionMethod, attention_processor.Attention):
+    origin = attention_processor.Attention
 
 
 class UpBlock2D(decoder.UpBlockMethod, unet_2d_blocks.UpBlock2D):

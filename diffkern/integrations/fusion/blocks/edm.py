@@ -16,6 +16,7 @@ from diffkern.integrations.fusion.blocks.upsample import EFFECT as FOLDED
 from diffkern.integrations.fusion.method import Draw, FusedBlock, computes_as
 from diffkern.integrations.fusion.submodules import has_kernel, has_no_hooks, norm_kind, normalised
 from diffkern.nn.resample import upsample_conv
+from diffkern.ops import attention_qkv
 
 
 class UNetBlockMethod(FusedBlock):
@@ -66,12 +67,10 @@ class UNetBlockMethod(FusedBlock):
 
     def attended(self, x: Tensor) -> Tensor:
         """Self-attention over all positions, of channels [head][channel][q, k, v], added to x."""
-        n, c = x.shape[:2]
-        qkv = self.qkv(normalised(self.norm2, None, x)).reshape(n, self.num_heads, c // self.num_heads, 3, -1)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous()  # each (n, heads, positions, channels of a head)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        qkv = self.qkv(normalised(self.norm2, None, x)).flatten(2)
+        h = attention_qkv(qkv, self.num_heads, order="hcqkv").unflatten(2, x.shape[2:])
         if x.is_contiguous():
-            h = h.contiguous()  # of one head it may be channels last, and all that follows, too
+            h = h.contiguous()  # as the convolution's weights may have made it channels last, and all that follows
         return self.added(self.proj(h), x, self.proj)
 
     def added(self, h: Tensor, x: Tensor, maker: nn.Module) -> Tensor:

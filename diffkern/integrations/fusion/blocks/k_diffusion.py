@@ -1,4 +1,4 @@
-"""The conditioned norm and the residual block of k-diffusion. Nothing here imports k-diffusion."""
+"""The conditioned norm, the residual block and the self-attention of k-diffusion. Nothing here imports k-diffusion."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from diffkern.integrations.fusion.method import Draw, FusedBlock, computes_as, of_any_size
-from diffkern.integrations.fusion.submodules import add_residual, has_kernel, has_no_hooks, is_plain
-from diffkern.ops import group_norm
+from diffkern.integrations.fusion.submodules import add_residual, has_kernel, has_no_hooks, is_plain, residual
+from diffkern.ops import attention_qkv, group_norm
 
 
 class ConditionedResidualMethod(FusedBlock):
@@ -64,6 +64,31 @@ class AdaGNMethod(FusedBlock):
         return group_norm(input.to(dtype), self.num_groups, eps=self.eps, scale=scale.to(dtype), shift=shift.to(dtype))
 
 
+class SelfAttentionMethod(FusedBlock):
+    """``SelfAttention2d``: its norm is called with the condition, and its projections are."""
+
+    does = "attention without copies, residual in place"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        parts = {"norm_in", "qkv_proj", "out_proj", "dropout"}
+        if not (computes_as(module, "SelfAttention2d") and parts <= set(module._modules) and hasattr(module, "n_head")):
+            return False
+        return AdaGNMethod.recognises(module.norm_in)
+
+    @classmethod
+    def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        features = module.norm_in.mapper.weight.shape[1]
+        return draw(2, module.qkv_proj.in_channels, 3, 5), {module.norm_in.cond_key: draw(2, features)}
+
+    def forward(self, input: Tensor, cond: Any) -> Tensor:
+        if not has_kernel(input) or self.dropout.p != 0:  # which drops weights of the attention, in evaluation too
+            return super().forward(input, cond)
+        qkv = self.qkv_proj(self.norm_in(input, cond)).flatten(2)
+        h = attention_qkv(qkv, self.n_head, order="qkvhc").unflatten(2, input.shape[2:])
+        return residual(input, self.out_proj(h), self.out_proj)
+
+
 def _ends_in_a_convolution(main: Any) -> bool:
     """Whether a sum may be written into what `main` returns: a convolution's output, or that after dropout.
 
@@ -75,4 +100,4 @@ def _ends_in_a_convolution(main: Any) -> bool:
     return bool(last) and is_plain(last[-1], nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-METHODS = (ConditionedResidualMethod, AdaGNMethod)
+METHODS = (ConditionedResidualMethod, SelfAttentionMethod, AdaGNMethod)

@@ -68,6 +68,23 @@ class FoldedResBlockMethod(ResBlockMethod):
         return upsample_nearest(x), h
 
 
+class AttentionMethod(FusedBlock):
+    """`diffkern.nn.Attention`."""
+
+    does = "residual in place"
+
+    @classmethod
+    def recognises(cls, module: Any) -> bool:
+        return isinstance(module, nn.Attention) and type(module).forward is nn.Attention.forward
+
+    @classmethod
+    def example(cls, module: Any, draw: Draw) -> tuple[Any, ...]:
+        return (draw(2, module.norm.num_channels, 3, 4),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return residual(x, self.proj(self.attend(x)), self.proj)
+
+
 class UNetMethod(FusedBlock):
     """`diffkern.models.UNet`, which concatenates in its decoder."""
 
@@ -116,8 +133,12 @@ class FoldedResBlock(FoldedResBlockMethod, nn.ResBlock):
     origin = nn.ResBlock
 
 
+class Attention(AttentionMethod, nn.Attention):
+    origin = nn.Attention
+
+
 class UNet(UNetMethod, models.UNet):
     origin = models.UNet
 
 
-METHODS = (UNetMethod, FoldedResBlockMethod, ResBlockMethod)
+METHODS = (UNetMethod, FoldedResBlockMethod, ResBlockMethod, AttentionMethod)
