@@ -63,7 +63,7 @@ FLOAT64_OF = {
 SPILLS = {
     "attention_kernel": 8,
     "attention_key_gradients_kernel": 16,
-    "attention_query_gradients_kernel": 8,
+    "attention_query_gradients_kernel": 16,
     "channel_rms_norm_kernel": 8,
     "channel_rms_norm_backward_kernel": 40,
     "diffusion_loss_kernel": 8,
@@ -130,7 +130,7 @@ def specialised(launch: Launch) -> tuple[dict[str, Any], dict[tuple[int, ...], A
     attributes: dict[tuple[int, ...], Any] = {}
 
     def kind(parameter: Any, value: Any, path: tuple[int, ...]) -> Any:
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and not parameter.is_constexpr:
             return tuple(kind(parameter, each, (*path, i)) for i, each in enumerate(value))
         special = not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):

@@ -80,7 +80,7 @@ def test_keys_at_once_and_block_by_block(backend, keys, dtype, cut):
 @pytest.mark.parametrize("head", [16, 17, 40, 48, 65])
 def test_a_head_in_pieces(backend, head, dtype, cut):
     cut(16, 16, 16)
-    assert len(pieces(head, 4)) == cdiv(head, 32) or head <= 32
+    assert len(pieces(head, 4)) == cdiv(head, 16)
     check(operands(18, 21, 2 * head, dtype), 2, True, (head, dtype))
 
 

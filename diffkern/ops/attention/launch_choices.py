@@ -61,11 +61,11 @@ def pieces(head_channels: int, itemsize: int) -> tuple[tuple[int, int], ...]:
 
     A second piece has a width beside which the compiler finds room for the first one's threads.
     """
-    least = 32 if itemsize == 4 else 16 if head_channels <= _PIECE else 64
+    least = 16 if itemsize == 2 and head_channels <= _PIECE else 64
     found, first = [], 0
     while first < head_channels:
         left = head_channels - first
-        width = max(min(next_power_of_2(left), _PIECE), least if first else 16)
+        width = min(max(next_power_of_2(left), least if first else 16), _PIECE)
         half = width // 2
         if half >= least and max(next_power_of_2(left - half), least) < half:
             width = half
