@@ -20,6 +20,7 @@ SLOWLY_INTERPRETED = {
     "test_float32_gradients_are_those_of_float64",
     "test_large_keys",
     "test_large_samples",
+    "test_long_sequences",
     "test_noise_from_a_counter",
     "test_one_value_a_group_has_no_gradient",
     "test_what_is_not_finite_is_where_torchs_softmax_has_it",
