@@ -61,8 +61,10 @@ $(BUILT): $(DEPENDENCIES) $(SOURCES)
 demo: install
 	$(PY) -m benchmarks.demo --out out/demo
 
+# Files side by side. Threads that wait for others sleep: there are more of them than processors.
+test: JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 test: install
-	$(PY) -m pytest -m "not slow and not gpu"
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 # $(1) names the build folder, $(2) the sanitizers. CMake and ninja are the virtual environment's, where it has them.
 define sanitized
