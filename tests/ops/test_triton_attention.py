@@ -93,6 +93,18 @@ def test_weights_of_short_rows_are_not_rounded(backend, dtype):
         assert same_bits(attention(4 * q, k, v, 1), torch.full_like(q, float(v[0, 0, 0])))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_infinite_values_of_short_rows_stay_infinite(backend, dtype):
+    """Weights of 16 bits and what is left of them have different signs, or nothing is left."""
+    q, k, v = operands(9, 40, 8, dtype)
+    v[0, 3, 2], v[0, 5, 4], v[0, 6, 6], v[0, 7, 6] = torch.inf, -torch.inf, torch.inf, -torch.inf
+    exact = oracles.attention(q.double(), k.double(), v.double(), 1, None, True)
+    found = attention(q, k, v, 1)
+    assert bool((found[..., 2] == torch.inf).all())
+    assert bool((found[..., 4] == -torch.inf).all())
+    assert same_bits(found.isnan().float(), exact.isnan().float())
+
+
 def test_blocks_whose_scores_are_all_minus_infinity(backend, cut):
     """The first, the last, all of them: such keys have no weight and no gradient."""
     cut(16, 16)

@@ -35,7 +35,7 @@ _FORWARD = {
     2: {
         32: Blocks(64, 128, 4, 2),
         128: Blocks(64, 64, 4, 2),
-        256: Blocks(64, 32, 4, 2),
+        256: Blocks(32, 32, 8, 1),
         512: Blocks(32, 32, 8, 1),
     },
     4: {
@@ -45,7 +45,8 @@ _FORWARD = {
         512: Blocks(16, 16, 8, 1, "ieee"),
     },
 }
-_LONG = {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 64, 8, 2)}  # 16 bits, many queries, more than SHORT keys
+# 16 bits, many queries, more than SHORT keys.
+_LONG = {128: Blocks(128, 64, 8, 2), 256: Blocks(64, 32, 4, 2)}
 _QUERY_GRADIENTS = {
     2: {64: Blocks(64, 64, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 32, 8, 1), 512: Blocks(16, 32, 8, 1)},
     4: {64: Blocks(32, 32, 8, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
@@ -79,7 +80,11 @@ def forward(pairs: int, queries: int, keys: int, head_channels: int, itemsize: i
     chosen = _of(_FORWARD[itemsize], head_channels)
     if itemsize == 2 and keys > SHORT and head_channels <= max(_LONG):
         long = _of(_LONG, head_channels)
-        chosen = long if pairs * cdiv(queries, long.rows) >= multiprocessors(device) else replace(chosen, keys=64)
+        chosen = (
+            long
+            if pairs * cdiv(queries, long.rows) >= multiprocessors(device)
+            else replace(chosen, keys=min(chosen.keys, 64))
+        )
     rows = _enough(chosen.rows, pairs, queries, device)
     return _fitting(chosen, queries, keys, rows, chosen.keys if rows >= 64 else min(chosen.keys, 64))
 

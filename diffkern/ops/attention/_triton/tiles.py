@@ -87,10 +87,12 @@ def added(pieces, weights, x, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
     high = weights.to(x[0].dtype)
     sums = ()
     for i in tl.static_range(len(pieces)):
-        total = _dot(high, x[i], pieces[i], PRECISION)
+        total = pieces[i]
         if SPLIT:
-            total = _dot((weights - high.to(tl.float32)).to(x[0].dtype), x[i], total, PRECISION)
-        sums += (total,)  # type: ignore[assignment]
+            rest = _dot((weights - high.to(tl.float32)).to(x[0].dtype), x[i], None, PRECISION)
+            # Of what is infinite the first product says it all, and nothing of it would be NaN.
+            total += tl.where(tl.abs(rest) < float("inf"), rest, 0.0)
+        sums += (_dot(high, x[i], total, PRECISION),)  # type: ignore[assignment]
     return sums
 
 
