@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kKeyBlock = 128;  // the tile fills half of a first-level cache of 32 KB
 static_assert(kKeyBlock % kRows == 0, "a block of keys is whole panels");
+constexpr float kFar = 8388608.0f;  // 2^23, which rounding changes by no more than a half
 
 struct Forward {
     int64_t keys, head_dim, channels;  // channels: head_dim in whole panels
@@ -31,6 +32,26 @@ DIFFKERN_INLINE f32v finite(f32v maximum) {
     return maximum == -__builtin_inff() ? f32v{} : maximum;
 }
 
+// What rounding took from `shift`, maximum scale, where that is too much to be a factor of all weights; else 0. A score
+// of 2^31 makes it 2^7 or more, of which the exponential is no number; infinities make NaN.
+DIFFKERN_INLINE f32v far_rounding(f32v maximum, f32v scale, f32v shift) {
+    const f32v far = multiply_subtract(finite(maximum), scale, shift);
+    return shift < kFar && shift > -kFar ? f32v{} : far;
+}
+
+// The tile's products become 2^(scale product - shift - rounding), and are added to `sums`.
+template <int kVectors, bool kIsFar>
+DIFFKERN_INLINE void weigh(float* tile, int64_t keys, f32v scale, const f32v* shift, const f32v* rounding, f32v* sums) {
+    for (int64_t j = 0; j < keys; ++j)
+        for (int v = 0; v < kVectors; ++v, tile += kLanes) {
+            f32v difference = multiply_subtract(load(tile), scale, shift[v]);
+            if (kIsFar) difference -= rounding[v];
+            const f32v weight = exp2(difference);
+            sums[v] += weight;
+            store(tile, weight);
+        }
+}
+
 // The block of queries that is packed in f.queries: leaves the weighted sums, divided, in f.out, [channel][lane], and
 // ln of the sum of exponentials in lse. The scale is applied where the maximum is subtracted, in one operation that
 // rounds only the difference.
@@ -38,24 +59,26 @@ template <int kVectors>
 void attend(const Forward& f, float* lse) {
     constexpr int kWidth = kVectors * kLanes;
     const f32v lowest = broadcast(-__builtin_inff()), scale = broadcast(f.scale_log2);
-    f32v maximum[kVectors], shift[kVectors] = {}, sum[kVectors] = {};  // shift: the maximum, scaled
+    f32v maximum[kVectors], sum[kVectors] = {};
+    f32v shift[kVectors] = {}, rounding[kVectors] = {};  // the maximum, scaled, is their sum, or nearly the shift alone
     for (int v = 0; v < kVectors; ++v) maximum[v] = lowest;
     for (int64_t first = 0; first < f.keys; first += kKeyBlock) {
         const int64_t count = f.keys - first < kKeyBlock ? f.keys - first : kKeyBlock;
         f32v before[kVectors], factor[kVectors], part[kVectors] = {};
+        bool far = false;
         for (int v = 0; v < kVectors; ++v) before[v] = maximum[v] == lowest ? lowest : shift[v];
         scores<kVectors, true>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, maximum);
         for (int v = 0; v < kVectors; ++v) {
             shift[v] = finite(maximum[v]) * scale;
-            factor[v] = exp2(before[v] - shift[v]);
+            const f32v rounding_before = rounding[v];
+            rounding[v] = far_rounding(maximum[v], scale, shift[v]);
+            factor[v] = exp2((before[v] - shift[v]) + (rounding_before - rounding[v]));
+            far = far || any(rounding[v] != f32v{});
         }
-        for (int64_t j = 0; j < count; ++j)
-            for (int v = 0; v < kVectors; ++v) {
-                float* at = f.tile + j * kWidth + v * kLanes;
-                const f32v weight = exp2(multiply_subtract(load(at), scale, shift[v]));
-                part[v] += weight;
-                store(at, weight);
-            }
+        if (far)
+            weigh<kVectors, true>(f.tile, count, scale, shift, rounding, part);
+        else
+            weigh<kVectors, false>(f.tile, count, scale, shift, rounding, part);
         for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] * factor[v] + part[v];
         for (int64_t c = 0; c < f.channels; c += kRows)
             accumulate<kVectors>(f.tile, f.packed_values + c * f.keys + first * kRows, count, first ? factor : nullptr,
@@ -67,8 +90,8 @@ void attend(const Forward& f, float* lse) {
             float* at = f.out + c * kWidth + v * kLanes;
             store(at, load(at) * reciprocal);
         }
-        const f32v rounding = multiply_subtract(finite(maximum[v]), scale, shift[v]);  // of the shift
-        const f32v rest = log1p_positive(sum[v] - 1.0f) - rounding * kLn2;
+        const f32v neglected = multiply_subtract(finite(maximum[v]), scale, shift[v]) - rounding[v];
+        const f32v rest = log1p_positive(sum[v] - 1.0f) - neglected * kLn2;
         store(lse + v * kLanes, maximum[v] == lowest ? lowest : multiply_add(maximum[v], broadcast(f.scale), rest));
     }
 }

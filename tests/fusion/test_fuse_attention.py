@@ -141,6 +141,20 @@ def test_the_same_numbers_and_gradients(name, x):
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("what", ["dropout", "hook"])
+@pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)
+def test_diffusers_strides_where_the_projection_is_called(x, what):
+    """Later blocks draw their dropout in the order in memory of what they are given."""
+    model, x = randomised(spatial(dropout=0.5 if what == "dropout" else 0.0)), x if x.stride(1) == 1 else x.contiguous()
+    same = fused(model)
+    if what == "hook":
+        for m in (model, same):
+            m.to_out[0].register_forward_hook(lambda module, arguments, output: None)
+    found, expected = (results(m, x) for m in (same, model))
+    for stride, other, size in zip(found["out"].stride(), expected["out"].stride(), x.shape, strict=True):
+        assert size == 1 or stride == other
+
+
 @pytest.mark.parametrize("options", [{}, {"channels_last": True}])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_of_double_precision_the_original_runs(name, options):

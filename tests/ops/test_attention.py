@@ -146,6 +146,28 @@ def test_scores_beyond_float32s_exponential(backend):
     assert_as_good_as_eager(attention(q, k, v, 1), exact, eager, "large scores")
 
 
+@pytest.mark.parametrize("largest", [1e7, 1e9, 1e12, 1e20])
+def test_scores_whose_rounding_is_beyond_the_exponential(backend, largest):
+    """Half a unit in the last place of 1e9 is 32: one weight is 1 all the same, the others are 0, whatever the block."""
+    q, v = torch.ones(1, 40, 4), randn(1, 300, 4)
+    q[0, ::2] *= 0.9
+    k = largest / 3 * torch.linspace(-1, 1, 300).reshape(1, 300, 1).expand(1, 300, 4) * torch.tensor([1, 0.7, 0.3, 0.1])
+    for keys in (k, k.flip(1)):
+        out, _, _, dv = gradients(lambda q, k, v: attention(q, k, v, 1), [q, keys, v])
+        best = int(keys.sum(2).argmax())
+        assert error(out, v[:, best : best + 1].expand(out.shape)) < 1e-6
+        assert bool((dv[:, torch.arange(300) != best] == 0).all())
+        assert error(dv[:, best], randn(*out.shape, seed=9).sum(1)) < 1e-6
+
+
+def test_half_precisions_largest_numbers(backend):
+    """All scores are 65504²·√d, and weigh the same."""
+    q = torch.full((1, 20, 64), 65504.0).half()
+    out = attention(q, q, randn(1, 20, 64, dtype=torch.float16), 1)
+    expected = randn(1, 20, 64, dtype=torch.float16).float().mean(1, keepdim=True)
+    assert error(out, expected.expand(out.shape)) < 1e-3
+
+
 def test_scale_and_defaults(backend):
     q, k, v = (randn(2, 6, 12, seed=i) for i in range(3))
     assert same_bits(attention(q, k, v, 3), attention(q, k, v, 3, scale=0.5))

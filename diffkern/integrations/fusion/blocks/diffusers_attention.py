@@ -77,7 +77,7 @@ class AttentionMethod(FusedBlock):
             return add_residual(x.flatten(0, 1), h, True, self.rescale_output_factor).unflatten(0, x.shape[:2])
         h = dropout(linear(h))
         if self.residual_connection:
-            return add_residual(x, h, False, self.rescale_output_factor)
+            return add_residual(h, x, False, self.rescale_output_factor)  # in h's strides, as the original
         return h if self.rescale_output_factor == 1.0 else h / self.rescale_output_factor
 
 
