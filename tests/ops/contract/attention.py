@@ -1,82 +1,91 @@
-"""attention and attention_qkv: both orders of the axes, all orders of packed channels, keys of another number."""
+"""attention and attention_qkv over the pixels of an image: both orders of the axes, all orders of packed channels."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
 
 from diffkern.ops import attention, attention_qkv
 from tests.ops import oracles
 from tests.ops.cases import STORAGE
-from tests.ops.contract.case import Inputs, OpCase, Results, Spec
+from tests.ops.contract.case import SHAPES, Inputs, OpCase, Results, Spec
 
-# (B, T, C) or (B, C, T): one position, one channel a head, primes, a batch over 256, more than a block, an empty batch.
-ROWS = ((1, 1, 6), (2, 7, 6), (3, 13, 78), (1, 70, 24), (2, 33, 240), (257, 3, 6), (1, 257, 12), (0, 4, 6))
-PLANES = tuple((b, c, t) for b, t, c in ROWS)
-
-TRACED_ROWS = ((6, 35, 24), (5, 143, 24))
-TRACED_PLANES = ((6, 24, 35), (5, 24, 143))
+# As many keys as pixels: their number is squared. Attention to no key is refused.
+SHAPES_OF_IMAGES = tuple((1, 24, 17, 19) if s == (1, 3, 70, 67) else s for s in SHAPES if len(s) > 1 and 0 not in s[1:])
 
 # Of values far from 0 the scores lie further apart than any softmax can tell.
 SCALES = {"mean 1e3": 1e-3, "near 6e4": 1e-9}
 
 
-def _attention(name: str, heads: int, *, keys: int, channels_last: bool) -> OpCase:
+def shaped(spec: Spec, channels: int, more: int, channels_last: bool) -> tuple[int, int, int]:
+    """(N, pixels and `more`, channels), or with the last two turned."""
+    samples, length = spec.shape[0], torch.Size(spec.shape[2:]).numel() + more
+    return (samples, length, channels) if channels_last else (samples, channels, length)
+
+
+def heads_of(channels: int) -> int:
+    return next((heads for heads in (3, 2) if channels % heads == 0), 1)
+
+
+def _attention(name: str, *, keys: int, channels_last: bool) -> OpCase:
     """`keys` more keys than queries."""
 
     def make(spec: Spec) -> Inputs:
-        shape = list(spec.shape)
-        shape[1 if channels_last else 2] += keys
+        channels = spec.shape[1]
+        of_keys = shaped(spec, channels, keys, channels_last)
         return {
-            "q": spec.first(),
-            "k": spec.operand("k", tuple(shape), 2),
-            "v": spec.operand("v", tuple(shape), 3),
+            "q": replace(spec, shape=shaped(spec, channels, 0, channels_last)).first(),
+            "k": spec.operand("k", of_keys, 2),
+            "v": spec.operand("v", of_keys, 3),
+            "num_heads": heads_of(channels),
             "scale": SCALES.get(spec.values),
         }
 
     def formula(inputs: Inputs) -> Results:
-        return (oracles.attention(inputs["q"], inputs["k"], inputs["v"], heads, inputs["scale"], channels_last),)
+        return (oracles.attention(*(inputs[k] for k in ("q", "k", "v", "num_heads", "scale")), channels_last),)
 
     return OpCase(
         name,
         make=make,
-        call=lambda inputs, memory: (attention(num_heads=heads, channels_last=channels_last, **inputs),),
+        call=lambda inputs, memory: (attention(channels_last=channels_last, **inputs),),
         formula=formula,
         differentiable=("q", "k", "v"),
         per_sample=("q", "k", "v"),
         native_dtypes=STORAGE,
-        of_shapes=ROWS if channels_last else PLANES,
-        traced_shapes=TRACED_ROWS if channels_last else TRACED_PLANES,
+        of_shapes=SHAPES_OF_IMAGES,
         in_storage=True,
         cancels=lambda inputs: inputs["k"].shape[1 if channels_last else 2] == 1,  # of one score the softmax is 1
     )
 
 
-def _attention_qkv(name: str, heads: int, order: str, *, channels_last: bool) -> OpCase:
+def _attention_qkv(name: str, order: str, *, channels_last: bool) -> OpCase:
     def make(spec: Spec) -> Inputs:
-        return {"qkv": spec.first(), "scale": SCALES.get(spec.values)}
+        channels = spec.shape[1]
+        packed = replace(spec, shape=shaped(spec, 3 * channels, 0, channels_last))
+        return {"qkv": packed.first(), "num_heads": heads_of(channels), "scale": SCALES.get(spec.values)}
 
     def formula(inputs: Inputs) -> Results:
-        q, k, v = oracles.unpacked(inputs["qkv"], heads, order, channels_last)
-        return (oracles.attention(q, k, v, heads, inputs["scale"], channels_last),)
+        q, k, v = oracles.unpacked(inputs["qkv"], inputs["num_heads"], order, channels_last)
+        return (oracles.attention(q, k, v, inputs["num_heads"], inputs["scale"], channels_last),)
 
     return OpCase(
         name,
         make=make,
-        call=lambda inputs, memory: (
-            attention_qkv(num_heads=heads, order=order, channels_last=channels_last, **inputs),
-        ),
+        call=lambda inputs, memory: (attention_qkv(order=order, channels_last=channels_last, **inputs),),
         formula=formula,
         differentiable=("qkv",),
         per_sample=("qkv",),
         native_dtypes=STORAGE,
-        of_shapes=ROWS if channels_last else PLANES,
-        traced_shapes=TRACED_ROWS if channels_last else TRACED_PLANES,
+        of_shapes=SHAPES_OF_IMAGES,
         in_storage=True,
     )
 
 
 CASES = [
-    _attention("attention", 3, keys=0, channels_last=True),
-    _attention("attention four more keys", 2, keys=4, channels_last=False),
-    _attention_qkv("attention hqkvc", 2, "hqkvc", channels_last=False),
-    _attention_qkv("attention qkvhc", 1, "qkvhc", channels_last=True),
-    _attention_qkv("attention hcqkv", 2, "hcqkv", channels_last=False),
+    _attention("attention", keys=0, channels_last=True),
+    _attention("attention four more keys", keys=4, channels_last=False),
+    _attention_qkv("attention hqkvc", "hqkvc", channels_last=False),
+    _attention_qkv("attention qkvhc", "qkvhc", channels_last=True),
+    _attention_qkv("attention hcqkv", "hcqkv", channels_last=False),
 ]

@@ -40,9 +40,6 @@ SHAPES = [
     (2, 4, 0, 3),
 ]
 
-# Sizes that are equal or double by chance would become guards.
-TRACED = ((6, 8, 5, 7), (5, 8, 11, 13))
-
 
 @dataclass(frozen=True)
 class Spec:
@@ -110,7 +107,6 @@ class OpCase:
     cancels: Callable[[Inputs], bool] = lambda inputs: False  # whether the first gradient is 0 but for rounding
     hides: bool = False  # whether a sample's statistics may hide where in it a NaN or Inf was
     of_shapes: tuple[tuple[int, ...], ...] = ()  # in place of SHAPES
-    traced_shapes: tuple[tuple[int, ...], tuple[int, ...]] = TRACED  # what one trace is to hold for
     in_storage: bool = False  # whether 16-bit arithmetic is held to what eager PyTorch makes of it in 16 bits
 
     def shapes(self) -> list[tuple[int, ...]]:
