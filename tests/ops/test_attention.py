@@ -148,7 +148,7 @@ def test_scores_beyond_float32s_exponential(backend):
 
 @pytest.mark.parametrize("largest", [1e7, 1e9, 1e12, 1e20])
 def test_scores_whose_rounding_is_beyond_the_exponential(backend, largest):
-    """Half a unit in the last place of 1e9 is 32: one weight is 1 all the same, the others are 0, whatever the block."""
+    """Half a unit in the last place of 1e9 is 32: one weight is 1 all the same, and the others are 0."""
     q, v = torch.ones(1, 40, 4), randn(1, 300, 4)
     q[0, ::2] *= 0.9
     k = largest / 3 * torch.linspace(-1, 1, 300).reshape(1, 300, 1).expand(1, 300, 4) * torch.tensor([1, 0.7, 0.3, 0.1])
@@ -284,3 +284,10 @@ def test_the_table_decides(monkeypatch, region):
 def test_native_refuses_float64_by_name():
     with use_backend("native"), pytest.raises(RuntimeError, match="float64"):
         attention_qkv(randn(1, 6, 4, dtype=torch.float64), 1)
+
+
+def test_no_second_derivative_under_torch_func():
+    """Which torch.func would take for zero."""
+    q = randn(1, 5, 8)
+    with pytest.raises(RuntimeError, match="attention_backward has no derivative"):
+        torch.func.grad(lambda q: torch.func.grad(lambda q: attention(q, q, q, 2).pow(3).sum())(q).sum())(q)
