@@ -18,7 +18,6 @@ namespace {
 
 constexpr int64_t kKeyBlock = 64;  // two tiles fill half of a first-level cache of 32 KB
 static_assert(kKeyBlock % 8 == 0, "a block of keys is whole panels");
-constexpr float kFar = 4096.0f;  // which rounding changes by 2^-12
 
 struct Backward {
     int64_t keys, head_dim;
@@ -31,25 +30,15 @@ struct Backward {
     float *weights{}, *dscores{};                                // tiles [key][lane]
 };
 
-DIFFKERN_INLINE i32v is_far(f32v lse) {
-    return lse >= kFar | lse <= -kFar;
-}
-
-// The tile of products becomes that of the softmax's weights, and dP dS. Where the row's log-sum-exp is large, the
-// scaled score is rounded as the log-sum-exp was: a weight of 1 is 1, and not the exponential of a rounding.
-template <int kVectors, bool kSomeFar>
+// The tile of products becomes that of the softmax's weights, and dP dS. A scaled score is rounded before the
+// log-sum-exp is subtracted, as that was: so a weight of 1 is 1, and not the exponential of a rounding.
+template <int kVectors>
 DIFFKERN_INLINE void weigh(const Backward& b, int64_t keys, const float* lse, const float* sums) {
-    const f32v scale = broadcast(b.scale);
     for (int64_t j = 0; j < keys; ++j)
         for (int v = 0; v < kVectors; ++v) {
             const int64_t at = (j * kVectors + v) * kLanes;
-            const f32v product = load(b.weights + at), total = load(lse + v * kLanes);
-            f32v logarithm = multiply_subtract(product, scale, total);
-            if (kSomeFar) {
-                const f32v rounding = multiply_subtract(product, scale, product * scale);
-                logarithm -= is_far(total) ? rounding : f32v{};
-            }
-            const f32v weight = exp2(logarithm * static_cast<float>(kLog2E));
+            const f32v score = rounded(load(b.weights + at) * b.scale);
+            const f32v weight = exp2((score - load(lse + v * kLanes)) * static_cast<float>(kLog2E));
             store(b.weights + at, weight);
             store(b.dscores + at, weight * (load(b.dscores + at) - load(sums + v * kLanes)));
         }
@@ -60,19 +49,12 @@ template <int kVectors>
 void differentiate(const Backward& b, int64_t queries, const float* lse, const float* sums) {
     constexpr int kWidth = kVectors * kLanes;
     f32v one[kVectors];
-    bool far = false;
-    for (int v = 0; v < kVectors; ++v) {
-        one[v] = broadcast(1.0f);
-        far = far || any(is_far(load(lse + v * kLanes)));
-    }
+    for (int v = 0; v < kVectors; ++v) one[v] = broadcast(1.0f);
     for (int64_t first = 0; first < b.keys; first += kKeyBlock) {
         const int64_t count = b.keys - first < kKeyBlock ? b.keys - first : kKeyBlock, whole = round_up(count, kRows);
         products<kVectors>(b.keys_by_key + first * b.head_dim, b.queries, whole, b.head_dim, b.weights);
         products<kVectors>(b.values_by_key + first * b.head_dim, b.dout, whole, b.head_dim, b.dscores);
-        if (far)
-            weigh<kVectors, true>(b, whole, lse, sums);
-        else
-            weigh<kVectors, false>(b, whole, lse, sums);
+        weigh<kVectors>(b, whole, lse, sums);
         for (int64_t c = 0; c < b.channels; c += kRows)
             accumulate<kVectors>(b.dscores, b.keys_by_channel + c * b.keys + first * kRows, count,
                                  first ? one : nullptr, b.dq + c * kWidth);

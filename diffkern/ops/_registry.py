@@ -87,7 +87,7 @@ class Op:
             return self.run(*args)
         if road == "autograd":
             return self._function.apply(*args)
-        if road == "functorch" and self.differentiable:
+        if road == "functorch":
             return self._functorch_function.apply(*args)
         return self._dispatched(*args)
 
@@ -241,9 +241,15 @@ def _functorch_function(
         def forward(*args: Any) -> Any:
             return op._dispatched(*args)
 
-    if backward is not None and setup_context is not None:
-        Function.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
-        Function.backward = staticmethod(backward)  # type: ignore[method-assign]
+    def nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    def refused(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"diffkern.ops: {op.name} has no derivative, so this gradient cannot be taken")
+
+    # Without a backward pass torch.func would take the gradient for zero.
+    Function.setup_context = staticmethod(setup_context or nothing_saved)  # type: ignore[method-assign]
+    Function.backward = staticmethod(backward or refused)  # type: ignore[method-assign]
     Function.__name__ = Function.__qualname__ = f"{op.name}_functorch"
     return Function
 

@@ -11,11 +11,13 @@ from tests.ops import oracles
 from tests.ops.cases import STORAGE
 from tests.ops.contract.case import SHAPES, Inputs, OpCase, Results, Spec
 
-# As many keys as pixels: their number is squared. Attention to no key is refused.
-SHAPES_OF_IMAGES = tuple((1, 24, 17, 19) if s == (1, 3, 70, 67) else s for s in SHAPES if len(s) > 1 and 0 not in s[1:])
+# As many keys as pixels: their number is squared. Attention to no key is refused, and to one has no gradient but v's.
+SHAPES_OF_IMAGES = tuple(
+    (1, 24, 17, 19) if shape == (1, 3, 70, 67) else shape for shape in SHAPES if torch.Size(shape[2:]).numel() > 1
+)
 
-# Of values far from 0 the scores lie further apart than any softmax can tell.
-SCALES = {"mean 1e3": 1e-3, "near 6e4": 1e-9}
+# Of values far from 0 the scores are so large that their rounding is all that a softmax would see.
+SCALES = {"mean 1e3": 1e-4, "near 6e4": 1e-9}
 
 
 def shaped(spec: Spec, channels: int, more: int, channels_last: bool) -> tuple[int, int, int]:
@@ -55,7 +57,6 @@ def _attention(name: str, *, keys: int, channels_last: bool) -> OpCase:
         native_dtypes=STORAGE,
         of_shapes=SHAPES_OF_IMAGES,
         in_storage=True,
-        cancels=lambda inputs: inputs["k"].shape[1 if channels_last else 2] == 1,  # of one score the softmax is 1
     )
 
 

@@ -37,7 +37,9 @@ def _linear_attention(name: str, memory: int | None) -> OpCase:
         formula=formula,
         differentiable=("qkv", "memory")[: 1 if memory is None else 2],
         per_sample=("qkv",),
-        allowed=lambda dtype: {"memory": (dtype,) if dtype == torch.float64 else (dtype, torch.float32)},
+        allowed=lambda dtype: dict.fromkeys(
+            () if memory is None else ("memory",), (dtype,) if dtype == torch.float64 else (dtype, torch.float32)
+        ),
         of_shapes=SHAPES_OF_IMAGES,
         native_dtypes=STORAGE,
     )
