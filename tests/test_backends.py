@@ -73,7 +73,7 @@ def test_the_choice_also_reaches_the_backward_pass(calls):
 
 
 def test_an_unknown_backend_is_an_error():
-    with pytest.raises(ValueError, match="backend must be one of reference, native, triton, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend must be one of reference, native, triton, sdpa, got 'cuda'"):
         backends.use_backend("cuda").__enter__()
     assert backends.forced_backend() is None
 
@@ -146,7 +146,7 @@ def test_the_environment_variable(run_python):
     assert run_python(code, DIFFKERN_BACKEND="reference") == "reference q_sample: reference (asked for)"
     code = "try:\n import diffkern.backends\nexcept ValueError as error: print(error)"
     assert run_python(code, DIFFKERN_BACKEND="fast") == (
-        "DIFFKERN_BACKEND must be one of reference, native, triton, got 'fast'"
+        "DIFFKERN_BACKEND must be one of reference, native, triton, sdpa, got 'fast'"
     )
 
 

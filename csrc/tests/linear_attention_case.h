@@ -11,11 +11,11 @@ constexpr HeadsOrder kHeadsOrders[] = {HeadsOrder::positions_innermost, HeadsOrd
                                        HeadsOrder::neither};
 
 // `parts` times (heads, channels) of every position of every sample.
-struct HeadsBuffer {
+struct PackedHeads {
     int64_t sample, head, channel, position;
     Buffer buffer;
 
-    HeadsBuffer(const LinearAttentionShape& shape, int64_t positions, int64_t parts, HeadsOrder order, DType dtype,
+    PackedHeads(const LinearAttentionShape& shape, int64_t positions, int64_t parts, HeadsOrder order, DType dtype,
                 int64_t offset)
         : sample(parts * shape.heads * shape.channels * positions * (order == HeadsOrder::neither ? 2 : 1)),
           head(shape.channels),
@@ -48,8 +48,8 @@ struct LinearAttentionCase {
     LinearAttentionShape shape;
     DType dtype, memory_dtype;
     float scale;
-    HeadsBuffer qkv, dout, out, dqkv;
-    HeadsBuffer memory;  // keys and values, as a sample each
+    PackedHeads qkv, dout, out, dqkv;
+    PackedHeads memory;  // keys and values, as a sample each
     Buffer context, k_max, k_sum, dmemory;
 
     LinearAttentionCase(const LinearAttentionShape& shape, DType dtype, HeadsOrder order, Random& random)

@@ -150,7 +150,8 @@ def test_variants_take_turns():
     assert [len(times[name].rounds) for name in "ab"] == [3, 3]
 
 
-def test_one_benchmark_for_real(tmp_path, capfd):
+def test_one_benchmark_for_real(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # a benchmark is not measured beside others
     out, then = tmp_path / "out", tmp_path / "then.json"
     rows.save(then, {}, [row()])
     name = "test_group_norm_recording_a_graph and contiguous"

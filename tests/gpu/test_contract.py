@@ -59,5 +59,5 @@ def test_contract(backend, case, spec, mode):
     for number, each in enumerate(zip(found[0], exact[0], eager[0], strict=True)):
         assert_rounded_once(*(r[compared] for r in each), torch.float32, f"result {number}")
     for name, gradient, e, other in zip(case.differentiable, found[1], exact[1], eager[1], strict=False):
-        if name != case.differentiable[0] or not case.cancels(inputs):
+        if name not in case.cancels(inputs):
             assert_rounded_once(gradient, e, other, torch.float32, f"gradient of {name}")

@@ -64,6 +64,8 @@ def attention_qkv_backward(
 @without_autocast
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, with_lse: bool) -> Tensor:
     """Writes softmax(scale·q kᵀ) v into `out`, all (B, heads, T or K, d); returns the rows' log-sum-exp."""
+    if not out.numel():
+        return empty_lse(q, with_lse)
     scores = _scores(q, k, scale)
     largest = scores.amax(-1, keepdim=True)
     weights = torch.exp(scores - torch.where(largest == -torch.inf, 0.0, largest))

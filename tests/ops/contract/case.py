@@ -104,7 +104,7 @@ class OpCase:
     allowed: Callable[[torch.dtype], Mapping[str, tuple[torch.dtype, ...]]] = lambda dtype: {}
     min_rank: int = 1
     native_dtypes: tuple[torch.dtype, ...] = DTYPES
-    cancels: Callable[[Inputs], bool] = lambda inputs: False  # whether the first gradient is 0 but for rounding
+    cancels: Callable[[Inputs], tuple[str, ...]] = lambda inputs: ()  # whose gradients are 0 but for rounding
     hides: bool = False  # whether a sample's statistics may hide where in it a NaN or Inf was
     of_shapes: tuple[tuple[int, ...], ...] = ()  # in place of SHAPES
     in_storage: bool = False  # whether 16-bit arithmetic is held to what eager PyTorch makes of it in 16 bits

@@ -34,7 +34,7 @@ def _channel_rms_norm(name: str, parameters: tuple[str, ...], *, eps: float, sil
         per_sample=("x", *(p for p in parameters if p in ("scale", "shift"))),
         allowed=lambda dtype: dict.fromkeys(parameters, (dtype,) if dtype == torch.float64 else (dtype, torch.float32)),
         min_rank=2,
-        cancels=lambda inputs: inputs["x"].shape[1] == 1,  # of one value, x/‖x‖ is ±1 whatever x is
+        cancels=lambda inputs: ("x",) * (inputs["x"].shape[1] == 1),  # of one value, x/‖x‖ is ±1 whatever x is
         native_dtypes=STORAGE,
     )
 

@@ -40,6 +40,7 @@ def _linear_attention(name: str, memory: int | None) -> OpCase:
         allowed=lambda dtype: dict.fromkeys(
             () if memory is None else ("memory",), (dtype,) if dtype == torch.float64 else (dtype, torch.float32)
         ),
+        min_rank=2,
         of_shapes=SHAPES_OF_IMAGES,
         native_dtypes=STORAGE,
     )
