@@ -13,6 +13,7 @@ TRITON_INTERPRET is not set. Compiled kernels stay in Triton's cache, which know
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -59,9 +60,9 @@ FLOAT64_OF = {
 # Bytes of stack a thread that a kernel may have in some configuration: with 128 registers two programs of eight warps
 # share a multiprocessor, and a few values passed from register to stack and back cost less than that. In the main
 # configurations for sm_90 none has any; of the norms the most, 80, is what sm_100's compiler makes of one with scale
-# and shift. linear_attention's backward pass holds two squares of a head's channels, too much for heads of 64.
+# and shift.
 SPILLS = {
-    "attention_kernel": 8,
+    "attention_kernel": 16,
     "attention_key_gradients_kernel": 16,
     "attention_query_gradients_kernel": 16,
     "channel_rms_norm_kernel": 8,
@@ -70,8 +71,6 @@ SPILLS = {
     "dynamic_threshold_kernel": 8,
     "group_norm_kernel": 24,
     "group_norm_backward_kernel": 80,
-    "linear_attention_queries_backward_kernel": 8,
-    "linear_attention_keys_backward_kernel": 128,
     "vb_terms_kernel": 24,
 }
 
@@ -112,12 +111,12 @@ class Resources:
         return [(int(address, 16), op, rest) for address, op, rest in found]
 
 
-def noted(case: Case) -> list[Launch]:
-    """The launches that a call would make on a GPU."""
+def noted(case: Case, capability: int = 90) -> list[Launch]:
+    """The launches that a call would make on a GPU of a compute capability, e.g. 90 for sm_90."""
     with (
         mock.patch.object(backends, "_load_triton", return_value=None),
         backends.use_backend("triton"),
-        recorded() as launches,
+        recorded(capability) as launches,
     ):
         case.call()
     return launches
@@ -159,7 +158,7 @@ def _type(value: object) -> str:
 
 
 def compiled(launch: Launch, capability: int = 90) -> Resources:
-    """Compiles a noted launch for a compute capability, e.g. 90 for sm_90."""
+    """Compiles a noted launch for a compute capability."""
     source = ASTSource(launch.kernel, *specialised(launch))
     options = {"num_warps": launch.num_warps, "maxnreg": launch.registers}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -181,34 +180,33 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 class Work:
-    """Each different kernel of some cases, with the first case that launches it."""
+    """Each different kernel of some cases for each compute capability, with the first case that launches it."""
 
-    def __init__(self, main_only: bool) -> None:
-        self.launches: list[tuple[Case, Launch]] = []
+    def __init__(self, main_only: bool, capabilities: Sequence[int] = CAPABILITIES) -> None:
+        self.launches: list[tuple[Case, Launch, int]] = []
         seen = set()
-        for case in cases():
+        for capability, case in itertools.product(capabilities, cases()):
             if main_only and not case.main:
                 continue
-            for launch in noted(case):
-                key = (launch.kernel.__name__, launch.num_warps, launch.registers, repr(specialised(launch)))
-                if key not in seen:
-                    seen.add(key)
-                    self.launches.append((case, launch))
+            for launch in noted(case, capability):
+                kernel = (launch.kernel.__name__, launch.num_warps, launch.registers, repr(specialised(launch)))
+                if (capability, kernel) not in seen:
+                    seen.add((capability, kernel))
+                    self.launches.append((case, launch, capability))
 
-    def rows(self, capabilities: Sequence[int]) -> list[Row]:
+    def rows(self) -> list[Row]:
         """Compiled on all cores."""
         global _work
         _work = self
-        jobs = [(index, capability) for capability in capabilities for index in range(len(self.launches))]
         with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-            return pool.starmap(_row, jobs, chunksize=1)
+            return pool.map(_row, range(len(self.launches)), chunksize=1)
 
 
 _work: Work
 
 
-def _row(index: int, capability: int) -> Row:
-    case, launch = _work.launches[index]
+def _row(index: int) -> Row:
+    case, launch, capability = _work.launches[index]
     found = compiled(launch, capability)
     elements = next(v for v in launch.arguments.values() if isinstance(v, Tensor)).numel()
     per_element = launch.grid * launch.num_warps * 32 * len(found.opcodes) / elements
@@ -274,7 +272,7 @@ def main() -> int:
     if INTERPRETED:
         print("ahead_of_time: TRITON_INTERPRET is set, and what is interpreted is not compiled", file=sys.stderr)
         return 2
-    found = Work(arguments.main).rows(arguments.capabilities)
+    found = Work(arguments.main, arguments.capabilities).rows()
     save(found, arguments.out, arguments.main)
     wrong = list(problems(found))
     print("\n".join([*wrong, f"{len(found)} kernels compiled, {len(wrong)} problems; tables in {arguments.out}"]))

@@ -91,7 +91,7 @@ launched = []
 from benchmarks.ahead_of_time import Work, specialised
 from diffkern.ops._triton.launch import launch
 
-for case, noted in Work(True).launches:
+for case, noted, _ in Work(True, [90]).launches:
     noted.kernel.device_caches.clear()
     options = {"num_warps": noted.num_warps, "registers": noted.registers}
     assert set(noted.arguments) == set(noted.kernel.arg_names), noted.kernel.__name__

@@ -76,6 +76,17 @@ def test_keys_at_once_and_block_by_block(backend, keys, dtype, cut):
         check(given, 1, True, (keys, dtype, of_block))
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.7])
+@pytest.mark.parametrize("keys", [32, 37])
+def test_scales_that_are_not_positive(backend, scale, keys, cut):
+    cut(16, 16)
+    given = operands(18, keys, 8)
+    found = gradients(lambda *qkv: attention(*qkv, 2, scale=scale), given)
+    exact = gradients(lambda *qkv: oracles.attention(*qkv, 2, scale, True), [x.double() for x in given])
+    for f, e in zip(found, exact, strict=True):
+        torch.testing.assert_close(f.double(), e, rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("head", [16, 17, 40, 48, 65])
 def test_a_head_in_pieces(backend, head, dtype, cut):
@@ -198,3 +209,17 @@ def test_a_batch_of_one_has_more_programs(backend, monkeypatch):
     with recorded() as launches:
         attention_qkv(qkv, 6, channels_last=True)
     assert launches[0].grid >= launch.multiprocessors(qkv.device)
+
+
+@pytest.mark.parametrize("head", [32, 64, 96])
+def test_gpus_without_warp_groups_have_more_threads_for_a_wide_head(backend, head, monkeypatch):
+    monkeypatch.setattr(launch_choices, "INTERPRETED", False)
+    shape = (512, 256, 256, head, 2, torch.device("cpu"))
+    for chooser in CHOOSERS:
+        choose = getattr(launch_choices, chooser)
+        with recorded(capability=80):
+            older = choose(*shape)
+        with recorded(capability=90):
+            newer = choose(*shape)
+        assert older.num_warps == 8 if head > 32 else older == newer
+        assert older.rows <= newer.rows

@@ -24,6 +24,7 @@ if INTERPRETED:
     interpreter.mend()
 
 _H200_MULTIPROCESSORS = 132
+_H200_CAPABILITY = 90
 
 
 class Launch(NamedTuple):
@@ -37,17 +38,23 @@ class Launch(NamedTuple):
 
 
 _recorder: list[Launch] | None = None
+_recorded_for = _H200_CAPABILITY
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Inside the block launches are noted instead of made, for tensors on any device: what to compile ahead of time."""
-    global _recorder
-    previous, _recorder = _recorder, []
+def recorded(capability: int = _H200_CAPABILITY) -> Iterator[list[Launch]]:
+    """Inside the block launches are noted instead of made, for tensors on any device: what to compile ahead of time.
+
+    capability: of the GPU that they are meant for, e.g. 90 for sm_90.
+    """
+    global _recorder, _recorded_for
+    previous = _recorder, _recorded_for
+    launches: list[Launch] = []
+    _recorder, _recorded_for = launches, capability
     try:
-        yield _recorder
+        yield launches
     finally:
-        _recorder = previous
+        _recorder, _recorded_for = previous
 
 
 def launch(
@@ -165,6 +172,14 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return _H200_MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def capability(device: torch.device) -> int:
+    """The device's compute capability, e.g. 90 for sm_90; an H200's where nothing is launched on a GPU."""
+    if _recorder is not None or device.type != "cuda":
+        return _recorded_for
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def cdiv(a: int, b: int) -> int:

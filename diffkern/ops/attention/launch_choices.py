@@ -1,8 +1,9 @@
 """How attention's kernels are launched: how many queries and keys a program takes, and with how many threads.
 
 What fits in the registers was found by compiling, first of all for sm_90, where blocks of 64 by 4 warps are multiplied
-by whole warp groups. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to
-2⁻²¹ of a product, or, for heads whose halves do not fit, the plain arithmetic units ("ieee").
+by whole warp groups; GPUs before it take all operands from registers, of which eight warps have enough. So was what
+float32 operands are multiplied with: three products in TF32 of their halves, right to 2⁻²¹ of a product, or, for heads
+whose halves do not fit, the plain arithmetic units ("ieee").
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffkern.ops._triton.launch import INTERPRETED, cdiv, multiprocessors, next_power_of_2
+from diffkern.ops._triton.launch import INTERPRETED, capability, cdiv, multiprocessors, next_power_of_2
 
 SHORT = 256  # keys of a row whose weights are multiplied as float32; tensor cores set no pace there
 MOST_POSITIONS = 256  # of a block
@@ -85,6 +86,7 @@ def forward(pairs: int, queries: int, keys: int, head_channels: int, itemsize: i
             if pairs * cdiv(queries, long.rows) >= multiprocessors(device)
             else replace(chosen, keys=min(chosen.keys, 64))
         )
+    chosen = _of_registers(chosen, 64, head_channels, device)
     rows = _enough(chosen.rows, pairs, queries, device)
     return _fitting(chosen, queries, keys, rows, chosen.keys if rows >= 64 else min(chosen.keys, 64))
 
@@ -92,19 +94,27 @@ def forward(pairs: int, queries: int, keys: int, head_channels: int, itemsize: i
 def query_gradients(
     pairs: int, queries: int, keys: int, head_channels: int, itemsize: int, device: torch.device
 ) -> Blocks:
-    chosen = _of(_QUERY_GRADIENTS[itemsize], head_channels)
+    chosen = _of_registers(_of(_QUERY_GRADIENTS[itemsize], head_channels), 64, head_channels, device)
     return _fitting(chosen, queries, keys, _enough(chosen.rows, pairs, queries, device), chosen.keys)
 
 
 def key_gradients(
     pairs: int, queries: int, keys: int, head_channels: int, itemsize: int, device: torch.device
 ) -> Blocks:
-    chosen = _of(_KEY_GRADIENTS[itemsize], head_channels)
+    rows = 32 if head_channels <= 64 else 16
+    chosen = _of_registers(_of(_KEY_GRADIENTS[itemsize], head_channels), rows, head_channels, device)
     return _fitting(chosen, queries, keys, chosen.rows, _enough(chosen.keys, pairs, keys, device))
 
 
 def _of(table: dict[int, Blocks], head_channels: int) -> Blocks:
     return next(blocks for most, blocks in table.items() if head_channels <= most)
+
+
+def _of_registers(blocks: Blocks, rows: int, head_channels: int, device: torch.device) -> Blocks:
+    """For a GPU before sm_90: a head of more than 32 channels takes eight warps and so many rows at most."""
+    if head_channels <= 32 or capability(device) >= 90:
+        return blocks
+    return replace(blocks, rows=min(blocks.rows, rows), num_warps=8)
 
 
 def _enough(most: int, pairs: int, positions: int, device: torch.device) -> int:

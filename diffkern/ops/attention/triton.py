@@ -81,7 +81,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, with_lse
         **_sizes(q, k, blocks),
         lse=lse if with_lse else None,
         blocks=launch.cdiv(queries, blocks.rows),
-        scale=scale * math.log2(math.e),
+        scale=abs(scale),
+        scale_log2=abs(scale) * math.log2(math.e),
+        NEGATED=scale < 0,
         WHOLE=keys <= blocks.keys,
         PADDED=keys % blocks.keys != 0,
     )

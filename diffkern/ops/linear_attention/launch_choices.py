@@ -30,8 +30,8 @@ class Tiles:
 def choose(heads: int, channels: int, positions: int, remembered: int, device: torch.device) -> Tiles:
     """`heads`: of all samples. As few chunks, whose sums are written and joined, as keep the device busy."""
     lanes = max(next_power_of_2(channels), 16)
-    tile = min(max(next_power_of_2(positions), 16), 64 if lanes <= 32 else 32)
+    tile = min(max(next_power_of_2(positions), 16), 64 if lanes <= 32 else 16)
     tiles = cdiv(positions, tile)
     wanted = 2 * heads if INTERPRETED else 4 * multiprocessors(device)
     chunk = cdiv(tiles, min(cdiv(wanted, heads), tiles))
-    return Tiles(lanes, tile, chunk, tiles, cdiv(tiles, chunk), cdiv(remembered, tile), 4 if lanes <= 32 else 16)
+    return Tiles(lanes, tile, chunk, tiles, cdiv(tiles, chunk), cdiv(remembered, tile), 4 if lanes <= 32 else 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from diffkern.ops._triton.arithmetic import product
 from diffkern.ops.attention._triton.tiles import added, inner, load, of_head, store, zeros
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -61,7 +62,7 @@ def attention_query_gradients_kernel(
         start = tl.cast(at, tl.int64)
         k_tile = load(of_k + start * k_strides[2], k_strides, key, keys - at, PIECES, HEAD)
         v_tile = load(of_v + start * v_strides[2], v_strides, key, keys - at, PIECES, HEAD)
-        weights = tl.exp2(inner(q_tile, k_tile, PRECISION) * (scale * LOG2_E) - base[:, None])
+        weights = _weights(inner(q_tile, k_tile, PRECISION), scale, base[:, None])
         dscores = weights * (inner(dout_tile, v_tile, PRECISION) - delta[:, None])
         if PADDED:
             dscores = tl.where((key < keys - at)[None, :], dscores, 0.0)
@@ -116,7 +117,7 @@ def attention_key_gradients_kernel(
         dout_tile = load(of_dout + start * dout_strides[2], dout_strides, row, queries - at, PIECES, HEAD)
         base = _base(lse + of_rows + at, row, queries - at)
         delta = tl.load(deltas + of_rows + at + row, row < queries - at, other=0.0)
-        weights = tl.exp2(inner(k_tile, q_tile, PRECISION) * (scale * LOG2_E) - base[None, :])
+        weights = _weights(inner(k_tile, q_tile, PRECISION), scale, base[None, :])
         dscores = weights * (inner(v_tile, dout_tile, PRECISION) - delta[None, :])
         if PADDED:
             weights = tl.where((row < queries - at)[None, :], weights, 0.0)
@@ -129,6 +130,12 @@ def attention_key_gradients_kernel(
 
 @triton.jit
 def _base(of_lse, row, rows):
-    """The rows' log-sum-exp in units of log2; 0 where all scores are −inf, so that weights are 0 and not NaN."""
+    """The rows' log-sum-exp; 0 where all scores are −inf, so that weights are 0 and not NaN."""
     lse = tl.load(of_lse + row, row < rows, other=0.0)
-    return tl.where(lse == float("-inf"), 0.0, lse * LOG2_E)
+    return tl.where(lse == float("-inf"), 0.0, lse)
+
+
+@triton.jit
+def _weights(products, scale, base):
+    """A score is rounded before its log-sum-exp is subtracted, as that was: so a weight of 1 is 1 however far."""
+    return tl.exp2((product(products, scale) - base) * LOG2_E)

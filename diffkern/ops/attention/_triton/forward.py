@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from diffkern.ops._triton.arithmetic import fma, product
 from diffkern.ops.attention._triton.tiles import added, inner, load, of_head, scaled, store, zeros
 
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -26,12 +27,14 @@ def attention_kernel(
     keys,
     blocks,
     scale,
+    scale_log2,
     PIECES: tl.constexpr,
     HEAD: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WHOLE: tl.constexpr,
     PADDED: tl.constexpr,
+    NEGATED: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -39,8 +42,9 @@ def attention_kernel(
 ):
     """A program has ROWS queries of a head, and takes its keys KEYS at a time; WHOLE: all of them at once.
 
-    scale is in units of log2(e), so that weights are powers of two. Rows' largest scores, their sums of weights and the
-    weighted values are put right whenever a larger score comes (Milakov and Gimelshein 2018, arXiv 1805.02867).
+    scale_log2 is scale·log2(e), so that weights are powers of two; neither is negative, with NEGATED the products are
+    taken so. Rows' largest products, their sums of weights and the weighted values are put right whenever a larger
+    product comes (Milakov and Gimelshein 2018, arXiv 1805.02867).
     """
     pair, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * ROWS
     row, key = tl.arange(0, ROWS), tl.arange(0, KEYS)
@@ -53,22 +57,22 @@ def attention_kernel(
     values = zeros(ROWS, PIECES)
     if WHOLE:
         total, largest, values = _step(
-            total, largest, values, q_tile, of_k, k_strides, of_v, v_strides, key, keys, scale,
-            PIECES, HEAD, PADDED, PRECISION, SPLIT,
+            total, largest, values, q_tile, of_k, k_strides, of_v, v_strides, key, keys, scale_log2,
+            PIECES, HEAD, PADDED, NEGATED, PRECISION, SPLIT,
         )  # fmt: skip
     else:
         for at in tl.range(0, keys, KEYS, num_stages=STAGES):
             start = tl.cast(at, tl.int64)
             total, largest, values = _step(
                 total, largest, values, q_tile, of_k + start * k_strides[2], k_strides, of_v + start * v_strides[2],
-                v_strides, key, keys - at, scale, PIECES, HEAD, PADDED, PRECISION, SPLIT,
+                v_strides, key, keys - at, scale_log2, PIECES, HEAD, PADDED, NEGATED, PRECISION, SPLIT,
             )  # fmt: skip
     of_out = of_head(out, out_strides, pair, heads, first, ALIGNED)
     inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
     store(of_out, out_strides, values, inverse[:, None], row, queries - first, PIECES, HEAD)
     if lse is not None:
         of_lse = lse + pair.to(tl.int64) * queries + first
-        tl.store(of_lse + row, (largest + tl.log2(total)) * LN_2, row < queries - first)
+        tl.store(of_lse + row, product(largest, scale) + tl.log2(total) * LN_2, row < queries - first)
 
 
 @triton.jit
@@ -87,18 +91,28 @@ def _step(
     PIECES: tl.constexpr,
     HEAD: tl.constexpr,
     PADDED: tl.constexpr,
+    NEGATED: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
     """(total, largest, values) with a block of keys, of which `keys` are left."""
     k_tile = load(of_k, k_strides, key, keys, PIECES, HEAD)
     v_tile = load(of_v, v_strides, key, keys, PIECES, HEAD)
-    scores = inner(q_tile, k_tile, PRECISION) * scale
+    products = inner(q_tile, k_tile, PRECISION)
+    if NEGATED:
+        products = -products
     if PADDED:
-        scores = tl.where((key < keys)[None, :], scores, float("-inf"))
-    now = tl.maximum(largest, tl.max(scores, 1))
-    base = tl.where(now == float("-inf"), 0.0, now)
-    weights = tl.exp2(scores - base[:, None])
-    shrunk = tl.exp2(largest - base)
+        products = tl.where((key < keys)[None, :], products, float("-inf"))
+    now = tl.maximum(largest, tl.max(products, 1))
+    # The largest score is the sum of two numbers, of which the second is what rounding took from the first: far from 0
+    # that is no small part of an exponent.
+    finite = tl.where(now == float("-inf"), 0.0, now)
+    shift = product(finite, scale)
+    rest = fma(finite, scale, -shift)
+    exponents = fma(products, scale, -shift[:, None]) - rest[:, None]
+    if PADDED:
+        exponents = tl.where((key < keys)[None, :], exponents, float("-inf"))
+    weights = tl.exp2(exponents)
+    shrunk = tl.where(largest == float("-inf"), 0.0, tl.exp2(fma(largest, scale, -shift) - rest))
     total = total * shrunk + tl.sum(weights, 1)
     return total, now, added(scaled(values, shrunk), weights, v_tile, PRECISION, SPLIT)
