@@ -53,10 +53,10 @@ DIFFKERN_INLINE void weigh(float* tile, int64_t keys, f32v scale, const f32v* sh
 }
 
 // The block of queries that is packed in f.queries: leaves the weighted sums, divided, in f.out, [channel][lane], and
-// ln of the sum of exponentials in lse. The scale is applied where the maximum is subtracted, in one operation that
-// rounds only the difference.
+// ln of the sum of exponentials as the sum of `most`, the largest score, and `rest`. The scale is applied where the
+// maximum is subtracted, in one operation that rounds only the difference.
 template <int kVectors>
-void attend(const Forward& f, float* lse) {
+void attend(const Forward& f, float* most, float* rest) {
     constexpr int kWidth = kVectors * kLanes;
     const f32v lowest = broadcast(-__builtin_inff()), scale = broadcast(f.scale_log2);
     f32v maximum[kVectors], sum[kVectors] = {};
@@ -91,8 +91,11 @@ void attend(const Forward& f, float* lse) {
             store(at, load(at) * reciprocal);
         }
         const f32v neglected = multiply_subtract(finite(maximum[v]), scale, shift[v]) - rounding[v];
-        const f32v rest = log1p_positive(sum[v] - 1.0f) - neglected * kLn2;
-        store(lse + v * kLanes, maximum[v] == lowest ? lowest : multiply_add(maximum[v], broadcast(f.scale), rest));
+        const f32v largest = finite(maximum[v]) * f.scale;
+        const f32v rounding_of_it = multiply_subtract(finite(maximum[v]), broadcast(f.scale), largest);
+        const f32v logarithm = log1p_positive(sum[v] - 1.0f) - neglected * kLn2;
+        store(most + v * kLanes, maximum[v] == lowest ? lowest : largest);
+        store(rest + v * kLanes, maximum[v] == lowest ? f32v{} : logarithm + rounding_of_it);
     }
 }
 
@@ -115,12 +118,16 @@ void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end) {
         const int64_t count = end - t < kBlock ? end - t : kBlock;
         const bool narrow = count <= kLanes;
         const int64_t width = narrow ? kLanes : kBlock;
-        float lse[kBlock];
+        float most[kBlock], rest[kBlock];
         pack(q.data + t * q.row_stride, count, q.row_stride, d, q.channel_stride, sign, width, f.queries);
-        narrow ? attend<1>(f, lse) : attend<kMostVectors>(f, lse);
+        narrow ? attend<1>(f, most, rest) : attend<kMostVectors>(f, most, rest);
         unpack(f.out, width, d, count, out.data + t * out.row_stride, out.channel_stride, out.row_stride);
         if (args.lse)
-            for (int64_t i = 0; i < count; ++i) args.lse[head * args.queries + t + i] = lse[i];
+            for (int64_t i = 0; i < count; ++i) {
+                float* lse = args.lse + head * args.queries + t + i;
+                lse[0] = most[i];
+                lse[args.batch * args.heads * args.queries] = rest[i];
+            }
         t += count;
     }
 }

@@ -17,7 +17,9 @@ struct AttentionArgs {
     int64_t batch, heads, queries, keys, head_dim;  // all at least 1
     DType dtype;                                    // of all tensors but lse: float32, bfloat16 or float16
     AttentionView q, k, v, out;
-    float* lse;  // (B, H, T): ln of the sum of exp(scale q k), per query. Written by the forward pass, unless null
+    // (2, B, H, T): ln of the sum of exp(scale q k) per query is the sum of two numbers, the largest score, rounded,
+    // and the rest. Written by the forward pass, unless null.
+    float* lse;
     double scale;
     int num_threads;
 };

@@ -30,15 +30,20 @@ struct Backward {
     float *weights{}, *dscores{};                                // tiles [key][lane]
 };
 
-// The tile of products becomes that of the softmax's weights, and dP dS. A scaled score is rounded before the
-// log-sum-exp is subtracted, as that was: so a weight of 1 is 1, and not the exponential of a rounding.
+// The log-sum-exp of a vector of queries, in two parts.
+struct LogSumExp {
+    float most[kBlock] = {}, rest[kBlock] = {};
+};
+
+// The tile of products becomes that of the softmax's weights, and dP dS. The largest score is subtracted first, in one
+// operation: what is left of a score and of the log-sum-exp is small where the weight is not.
 template <int kVectors>
-DIFFKERN_INLINE void weigh(const Backward& b, int64_t keys, const float* lse, const float* sums) {
+DIFFKERN_INLINE void weigh(const Backward& b, int64_t keys, const LogSumExp& lse, const float* sums) {
     for (int64_t j = 0; j < keys; ++j)
         for (int v = 0; v < kVectors; ++v) {
             const int64_t at = (j * kVectors + v) * kLanes;
-            const f32v score = rounded(load(b.weights + at) * b.scale);
-            const f32v weight = exp2((score - load(lse + v * kLanes)) * static_cast<float>(kLog2E));
+            const f32v below = multiply_subtract(load(b.weights + at), broadcast(b.scale), load(lse.most + v * kLanes));
+            const f32v weight = exp2((below - load(lse.rest + v * kLanes)) * static_cast<float>(kLog2E));
             store(b.weights + at, weight);
             store(b.dscores + at, weight * (load(b.dscores + at) - load(sums + v * kLanes)));
         }
@@ -46,7 +51,7 @@ DIFFKERN_INLINE void weigh(const Backward& b, int64_t keys, const float* lse, co
 
 // One block of `queries` queries, given its log-sum-exp and its sums of dO O.
 template <int kVectors>
-void differentiate(const Backward& b, int64_t queries, const float* lse, const float* sums) {
+void differentiate(const Backward& b, int64_t queries, const LogSumExp& lse, const float* sums) {
     constexpr int kWidth = kVectors * kLanes;
     f32v one[kVectors];
     for (int v = 0; v < kVectors; ++v) one[v] = broadcast(1.0f);
@@ -120,10 +125,12 @@ void run(const AttentionBackwardArgs& backward, int64_t head) {
         const int64_t count = args.queries - t < kBlock ? args.queries - t : kBlock;
         const int64_t width = count <= kLanes ? kLanes : kBlock;
         const T *queries = q.data + t * q.row_stride, *gradient = dout.data + t * dout.row_stride;
-        float lse[kBlock] = {}, sums[kBlock];
+        float sums[kBlock];
+        LogSumExp lse;
         for (int64_t i = 0; i < count; ++i) {
-            const float value = args.lse[head * args.queries + t + i];
-            lse[i] = value == -__builtin_inff() ? 0.0f : value;  // every weight is 0
+            const float* value = args.lse + head * args.queries + t + i;
+            lse.most[i] = *value == -__builtin_inff() ? 0.0f : *value;  // every weight is 0
+            lse.rest[i] = value[args.batch * args.heads * args.queries];
         }
         pack(out.data + t * out.row_stride, count, out.row_stride, d, out.channel_stride, 1.0f, width, b.dq);
         pack(gradient, count, dout.row_stride, d, dout.channel_stride, 1.0f, width, b.dout);

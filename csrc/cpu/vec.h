@@ -85,20 +85,6 @@ DIFFKERN_INLINE f64v multiply_add(f64v a, f64v b, f64v c) {
 #endif
 }
 
-// v, rounded: not part of a fused operation of what is done with it.
-DIFFKERN_INLINE f32v rounded(f32v v) {
-#if defined(__AVX512F__)
-    __asm__("" : "+v"(v));
-#elif defined(__x86_64__)
-    __asm__("" : "+x"(v));
-#elif defined(__aarch64__)
-    __asm__("" : "+w"(v));
-#else
-    __asm__("" : "+m"(v));
-#endif
-    return v;
-}
-
 // The sum of the lanes, always in the same order: halves onto each other.
 DIFFKERN_INLINE float sum(f32v v) {
 #ifdef __AVX2__

@@ -92,7 +92,7 @@ struct AttentionCase {
           dq(make(layout, size.queries, random)),
           dk(make(layout, size.keys, random)),
           dv(make(layout, size.keys, random)),
-          lse(DType::f32, size.batch * size.heads * size.queries) {
+          lse(DType::f32, 2 * size.batch * size.heads * size.queries) {
         q.fill(random, 2);
         k.fill(random, 2);
         v.fill(random, 1);
@@ -105,6 +105,13 @@ struct AttentionCase {
     }
     AttentionBackwardArgs backward_args(int num_threads) const {
         return {forward_args(num_threads), dout.view, dq.view, dk.view, dv.view};
+    }
+    double log_sum_exp(int64_t row) const {
+        return lse.get(row) + lse.get(size.batch * size.heads * size.queries + row);
+    }
+    void set_log_sum_exp(int64_t row, double most, double rest) {
+        lse.set(row, most);
+        lse.set(size.batch * size.heads * size.queries + row, rest);
     }
     std::string describe() const {
         return text("B ", size.batch, ", H ", size.heads, ", T ", size.queries, ", K ", size.keys, ", d ",

@@ -151,21 +151,35 @@ def test_scores_whose_rounding_is_beyond_the_exponential(backend, largest):
     """Half a unit in the last place of 1e9 is 32: still one weight is 1 and the others are 0, whatever the block."""
     q, v = torch.ones(1, 40, 4), randn(1, 300, 4)
     q[0, ::2] *= 0.9
-    k = largest / 3 * torch.linspace(-1, 1, 300).reshape(1, 300, 1).expand(1, 300, 4) * torch.tensor([1, 0.7, 0.3, 0.1])
+    k = largest * torch.linspace(-1, 1, 300).reshape(1, 300, 1).expand(1, 300, 4) * torch.tensor([1, 0.7, 0.3, 0.1])
     for keys in (k, k.flip(1)):
-        out, _, _, dv = gradients(lambda q, k, v: attention(q, k, v, 1), [q, keys, v])
+        out, _, _, dv = gradients(lambda q, k, v: attention(q, k, v, 1, scale=0.3), [q, keys, v])
         best = int(keys.sum(2).argmax())
         assert error(out, v[:, best : best + 1].expand(out.shape)) < 1e-6
         assert bool((dv[:, torch.arange(300) != best] == 0).all())
         assert error(dv[:, best], randn(*out.shape, seed=9).sum(1)) < 1e-6
 
 
+@pytest.mark.parametrize("far", [-1e7, 1e4, 1e6, 1e7])
+def test_gradients_where_scores_differ_little_far_from_0(backend, far):
+    """By small integers, so that float32 has them exactly: weights come back as good as near 0."""
+    q, k, v = torch.zeros(1, 3, 8), torch.zeros(1, 90, 8), randn(1, 90, 8)
+    q[..., 0], q[..., 1] = far, torch.tensor([1.0, -1.0, 2.0])
+    k[..., 0], k[..., 1] = 1, torch.arange(90) % 9 - 4
+    for found, exact in zip(
+        gradients(lambda q, k, v: attention(q, k, v, 1, scale=1.0), [q, k, v]),
+        gradients(lambda q, k, v: oracles.attention(q, k, v, 1, 1.0, True), [x.double() for x in (q, k, v)]),
+        strict=True,
+    ):
+        assert error(found, exact) < 4e-6 * max(1.0, float(exact.abs().max()))
+
+
 def test_half_precisions_largest_numbers(backend):
     """All scores are 65504²·√d, and weigh the same."""
-    q = torch.full((1, 20, 64), 65504.0).half()
-    out = attention(q, q, randn(1, 20, 64, dtype=torch.float16), 1)
-    expected = randn(1, 20, 64, dtype=torch.float16).float().mean(1, keepdim=True)
-    assert error(out, expected.expand(out.shape)) < 1e-3
+    q, v = torch.full((1, 20, 64), 65504.0).half(), randn(1, 20, 64, dtype=torch.float16)
+    out, _, _, dv = gradients(lambda q, k, v: attention(q, k, v, 1), [q, q, v])
+    for found, mean in ((out, v.float()), (dv, randn(*out.shape, seed=9, dtype=torch.float16).float())):
+        assert error(found, mean.mean(1, keepdim=True).expand(out.shape)) < 1e-3
 
 
 def test_scale_and_defaults(backend):

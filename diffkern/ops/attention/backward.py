@@ -27,7 +27,7 @@ def attention_backward(
     _check_saved("k", k, v.shape)
     if v.shape[0] != dout.shape[0] or v.shape[3 - length] != dout.shape[3 - length]:
         raise RuntimeError(f"attention: v came back as {tuple(v.shape)} in the backward pass, beside {tuple(q.shape)}")
-    _check_rows(dout, out, lse, (q.shape[0], num_heads, q.shape[length]))
+    _check_rows(dout, out, lse, (2, q.shape[0], num_heads, q.shape[length]))
     return BACKWARD(dout.to(q.dtype), q, k, v, out, lse, num_heads, scale, channels_last)
 
 
@@ -39,7 +39,7 @@ def attention_qkv_backward(
     packed = list(dout.shape)
     packed[3 - length] *= 3
     _check_saved("qkv", qkv, packed)
-    _check_rows(dout, out, lse, (qkv.shape[0], num_heads, qkv.shape[length]))
+    _check_rows(dout, out, lse, (2, qkv.shape[0], num_heads, qkv.shape[length]))
     return QKV_BACKWARD(dout.to(qkv.dtype), qkv, out, lse, num_heads, order, scale, channels_last)
 
 

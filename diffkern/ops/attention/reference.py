@@ -72,7 +72,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, with_lse
     total = weights.sum(-1, keepdim=True)
     out.copy_(weights @ v.to(scores.dtype) / torch.where(total == 0, 1.0, total))
     lse = empty_lse(q, with_lse)
-    return lse.copy_((largest + total.log()).squeeze(-1)) if with_lse else lse
+    if with_lse:
+        lse[0], lse[1] = largest.squeeze(-1), torch.where(total == 0, 0.0, total.log()).squeeze(-1)
+    return lse
 
 
 @without_autocast
@@ -89,7 +91,8 @@ def _differentiate(
     dv: Tensor,
 ) -> None:
     """Writes the gradients of q, k and v, all (B, heads, T or K, d)."""
-    weights = torch.exp(_scores(q, k, scale) - torch.where(lse == -torch.inf, 0.0, lse).unsqueeze(-1))
+    largest, rest = lse.unsqueeze(-1)
+    weights = torch.exp(_scores(q, k, scale) - torch.where(largest == -torch.inf, 0.0, largest) - rest)
     q, k, v, dout, out = (x.to(weights.dtype) for x in (q, k, v, dout, out))
     dweights = dout @ v.transpose(2, 3)
     dscores = scale * weights * (dweights - (dout * out).sum(-1, keepdim=True))

@@ -79,7 +79,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, with_lse
         num_warps=blocks.num_warps,
         **_strided(q=q, k=k, v=v, out=out),
         **_sizes(q, k, blocks),
-        lse=lse if with_lse else None,
+        largest_of=lse[0] if with_lse else None,
+        rest_of=lse[1] if with_lse else None,
         blocks=launch.cdiv(queries, blocks.rows),
         scale=abs(scale),
         scale_log2=abs(scale) * math.log2(math.e),
@@ -104,10 +105,8 @@ def _differentiate(
 ) -> None:
     """Writes the gradients of q, k and v, all (B, heads, T or K, d)."""
     pairs, queries, keys, head = q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3]
-    rows: dict[str, Any] = {
-        "lse": lse.contiguous(),
-        "deltas": torch.empty(lse.shape, dtype=torch.float32, device=lse.device),
-    }
+    largest, rest = lse.contiguous()
+    rows: dict[str, Any] = {"largest_of": largest, "rest_of": rest, "deltas": torch.empty_like(largest)}
     shape = (pairs, queries, keys, head, q.itemsize, q.device)
     blocks = launch_choices.query_gradients(*shape)
     launch.launch(

@@ -60,8 +60,12 @@ def accumulated_in(x: Tensor) -> torch.dtype:
 
 
 def empty_lse(q: Tensor, with_lse: bool) -> Tensor:
-    """Room for the rows' log-sum-exp (B, heads, T) of the view q, or an empty tensor if nobody wants it."""
-    return q.new_empty(q.shape[:3] if with_lse else (0,), dtype=accumulated_in(q))
+    """Room for the rows' log-sum-exp (2, B, heads, T) of the view q, or an empty tensor if nobody wants it.
+
+    It is the sum of two numbers, the largest score, rounded, and the rest: far from 0 one number would round the rest
+    away. (−inf, 0) where all scores are −inf.
+    """
+    return q.new_empty((2, *q.shape[:3]) if with_lse else (0,), dtype=accumulated_in(q))
 
 
 def without_autocast(computation: Callable[P, R]) -> Callable[P, R]:

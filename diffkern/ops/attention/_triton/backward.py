@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffkern.ops._triton.arithmetic import product
+from diffkern.ops._triton.arithmetic import fma
 from diffkern.ops.attention._triton.tiles import added, inner, load, of_head, store, zeros
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -25,7 +25,8 @@ def attention_query_gradients_kernel(
     v_strides,
     dq,
     dq_strides,
-    lse,
+    largest_of,
+    rest_of,
     deltas,
     heads,
     queries,
@@ -54,7 +55,7 @@ def attention_query_gradients_kernel(
         delta += tl.sum(dout_tile[i].to(tl.float32) * out_tile[i].to(tl.float32), 1)
     of_rows = pair.to(tl.int64) * queries + first
     tl.store(deltas + of_rows + row, delta, row < left)
-    base = _base(lse + of_rows, row, left)
+    largest, rest = _log_sum_exp(largest_of + of_rows, rest_of + of_rows, row, left)
     of_k = of_head(k, k_strides, pair, heads, 0, ALIGNED)
     of_v = of_head(v, v_strides, pair, heads, 0, ALIGNED)
     sums = zeros(ROWS, PIECES)
@@ -62,7 +63,7 @@ def attention_query_gradients_kernel(
         start = tl.cast(at, tl.int64)
         k_tile = load(of_k + start * k_strides[2], k_strides, key, keys - at, PIECES, HEAD)
         v_tile = load(of_v + start * v_strides[2], v_strides, key, keys - at, PIECES, HEAD)
-        weights = _weights(inner(q_tile, k_tile, PRECISION), scale, base[:, None])
+        weights = _weights(inner(q_tile, k_tile, PRECISION), scale, largest[:, None], rest[:, None])
         dscores = weights * (inner(dout_tile, v_tile, PRECISION) - delta[:, None])
         if PADDED:
             dscores = tl.where((key < keys - at)[None, :], dscores, 0.0)
@@ -84,7 +85,8 @@ def attention_key_gradients_kernel(
     dk_strides,
     dv,
     dv_strides,
-    lse,
+    largest_of,
+    rest_of,
     deltas,
     heads,
     queries,
@@ -115,9 +117,9 @@ def attention_key_gradients_kernel(
         start = tl.cast(at, tl.int64)
         q_tile = load(of_q + start * q_strides[2], q_strides, row, queries - at, PIECES, HEAD)
         dout_tile = load(of_dout + start * dout_strides[2], dout_strides, row, queries - at, PIECES, HEAD)
-        base = _base(lse + of_rows + at, row, queries - at)
+        largest, rest = _log_sum_exp(largest_of + of_rows + at, rest_of + of_rows + at, row, queries - at)
         delta = tl.load(deltas + of_rows + at + row, row < queries - at, other=0.0)
-        weights = _weights(inner(k_tile, q_tile, PRECISION), scale, base[None, :])
+        weights = _weights(inner(k_tile, q_tile, PRECISION), scale, largest[None, :], rest[None, :])
         dscores = weights * (inner(v_tile, dout_tile, PRECISION) - delta[None, :])
         if PADDED:
             weights = tl.where((row < queries - at)[None, :], weights, 0.0)
@@ -129,13 +131,13 @@ def attention_key_gradients_kernel(
 
 
 @triton.jit
-def _base(of_lse, row, rows):
-    """The rows' log-sum-exp; 0 where all scores are −inf, so that weights are 0 and not NaN."""
-    lse = tl.load(of_lse + row, row < rows, other=0.0)
-    return tl.where(lse == float("-inf"), 0.0, lse)
+def _log_sum_exp(largest_of, rest_of, row, rows):
+    """The rows' log-sum-exp in its two parts; 0 where all scores are −inf, so that weights are 0 and not NaN."""
+    largest = tl.load(largest_of + row, row < rows, other=0.0)
+    return tl.where(largest == float("-inf"), 0.0, largest), tl.load(rest_of + row, row < rows, other=0.0)
 
 
 @triton.jit
-def _weights(products, scale, base):
-    """A score is rounded before its log-sum-exp is subtracted, as that was: so a weight of 1 is 1 however far."""
-    return tl.exp2((product(products, scale) - base) * LOG2_E)
+def _weights(products, scale, largest, rest):
+    """The largest score is subtracted first: what is left of a score and of the log-sum-exp is small if it matters."""
+    return tl.exp2((fma(products, scale, -largest) - rest) * LOG2_E)

@@ -21,7 +21,8 @@ def attention_kernel(
     v_strides,
     out,
     out_strides,
-    lse,
+    largest_of,
+    rest_of,
     heads,
     queries,
     keys,
@@ -70,9 +71,14 @@ def attention_kernel(
     of_out = of_head(out, out_strides, pair, heads, first, ALIGNED)
     inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
     store(of_out, out_strides, values, inverse[:, None], row, queries - first, PIECES, HEAD)
-    if lse is not None:
-        of_lse = lse + pair.to(tl.int64) * queries + first
-        tl.store(of_lse + row, product(largest, scale) + tl.log2(total) * LN_2, row < queries - first)
+    if largest_of is not None:
+        at = pair.to(tl.int64) * queries + first + row
+        # The log-sum-exp in two parts: of the largest score what rounding takes goes with the rest.
+        finite = _finite(largest)
+        rounded = product(finite, scale)
+        rest = tl.log2(total) * LN_2 + fma(finite, scale, -rounded)
+        tl.store(largest_of + at, tl.where(largest == float("-inf"), largest, rounded), row < queries - first)
+        tl.store(rest_of + at, tl.where(total == 0.0, 0.0, rest), row < queries - first)
 
 
 @triton.jit
@@ -106,7 +112,7 @@ def _step(
     now = tl.maximum(largest, tl.max(products, 1))
     # The largest score is the sum of two numbers, of which the second is what rounding took from the first: far from 0
     # that is no small part of an exponent.
-    finite = tl.where(now == float("-inf"), 0.0, now)
+    finite = _finite(now)
     shift = product(finite, scale)
     rest = fma(finite, scale, -shift)
     exponents = fma(products, scale, -shift[:, None]) - rest[:, None]
@@ -116,3 +122,9 @@ def _step(
     shrunk = tl.where(largest == float("-inf"), 0.0, tl.exp2(fma(largest, scale, -shift) - rest))
     total = total * shrunk + tl.sum(weights, 1)
     return total, now, added(scaled(values, shrunk), weights, v_tile, PRECISION, SPLIT)
+
+
+@triton.jit
+def _finite(largest):
+    """What to subtract: 0 for −inf, so that weights are 0 and not NaN where all scores are −inf."""
+    return tl.where(largest == float("-inf"), 0.0, largest)
