@@ -182,6 +182,13 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def shared_memory(capability: int) -> int:
+    """Bytes that a block may have at the most, on GPUs of a compute capability (CUDA C++ Programming Guide)."""
+    if capability in (80, 87):
+        return 163 * 1024
+    return (227 if 90 <= capability < 120 else 99) * 1024
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
