@@ -178,8 +178,13 @@ def capability(device: torch.device) -> int:
     """The device's compute capability, e.g. 90 for sm_90; an H200's where nothing is launched on a GPU."""
     if _recorder is not None or device.type != "cuda":
         return _recorded_for
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = _capability(device)
     return 10 * major + minor
+
+
+def has_warp_groups(device: torch.device) -> bool:
+    """Whether its tensor cores multiply for whole groups of four warps: those of sm_90 to sm_11x, not of sm_120."""
+    return 90 <= capability(device) < 120
 
 
 def shared_memory(capability: int) -> int:

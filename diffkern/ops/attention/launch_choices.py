@@ -1,8 +1,8 @@
 """How attention's kernels are launched: how many queries and keys a program takes, and with how many threads.
 
 What fits in the registers was found by compiling, first of all for sm_90, where blocks of 64 by 4 warps are multiplied
-by whole warp groups; GPUs before it take all operands from registers, of which eight warps have enough. So was what
-float32 operands are multiplied with: three products in TF32 of their halves, right to 2⁻²¹ of a product, or, for heads
+by whole warp groups; GPUs without them (before sm_90, and sm_120) take all operands from registers, of which eight warps
+have enough. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to 2⁻²¹ of a product, or, for heads
 whose halves do not fit, the plain arithmetic units ("ieee").
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffkern.ops._triton.launch import INTERPRETED, capability, cdiv, multiprocessors, next_power_of_2
+from diffkern.ops._triton.launch import INTERPRETED, cdiv, has_warp_groups, multiprocessors, next_power_of_2
 
 SHORT = 256  # keys of a row whose weights are multiplied as float32; tensor cores set no pace there
 MOST_POSITIONS = 256  # of a block
@@ -111,8 +111,8 @@ def _of(table: dict[int, Blocks], head_channels: int) -> Blocks:
 
 
 def _of_registers(blocks: Blocks, rows: int, head_channels: int, device: torch.device) -> Blocks:
-    """For a GPU before sm_90: a head of more than 32 channels takes eight warps and so many rows at most."""
-    if head_channels <= 32 or capability(device) >= 90:
+    """Without warp groups a head of more than 32 channels takes eight warps and so many rows at most."""
+    if head_channels <= 32 or has_warp_groups(device):
         return blocks
     return replace(blocks, rows=min(blocks.rows, rows), num_warps=8)
 
