@@ -107,12 +107,17 @@ _OF_A_CALL = ("seed", "draw", "call", "stream")  # numbers that say nothing of t
 
 
 def _key(arguments: dict[str, Any]) -> list[object]:
-    """What may make another choice the fastest: sizes, what is compiled in, and dtypes."""
+    """What may make another choice the fastest: sizes, strides, what is compiled in, and dtypes."""
     return [
         str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else f"{name}={value}"
         for name, value in sorted(arguments.items())
-        if isinstance(value, Tensor) or (isinstance(value, int) and name not in _OF_A_CALL)
+        if isinstance(value, Tensor) or (_whole(value) and name not in _OF_A_CALL)
     ]
+
+
+def _whole(value: object) -> bool:
+    """Whether it is an int or, as strides are, a tuple of them."""
+    return isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(each, int) for each in value))
 
 
 def _current(device: torch.device) -> Any:
