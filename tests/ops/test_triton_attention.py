@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -175,6 +176,21 @@ def test_large_heads_and_far_positions_are_the_references(backend, monkeypatch):
     for t, reason in ((1, "None"), (20, "spans")):
         x = torch.empty(1, device="meta").as_strided((1, t, 8), (2**40, 2**27, 1))
         assert reason in str(kernels.attention_unsupported(x, x, x, 1, 1.0, True, False))
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
+def test_gradients_of_large_heads_are_the_references_where_shared_memory_is_small(backend, capability):
+    """Those of 99 KiB a block; the results are the kernels' own."""
+    for channels, dtype in itertools.product((384, 385, MOST_CHANNELS), (torch.float32, torch.bfloat16)):
+        x, qkv = (torch.empty(1, 4, n * channels, dtype=dtype) for n in (1, 3))
+        lse = torch.empty(1, 1, 4)
+        with recorded(capability):
+            separate = kernels.attention_backward_unsupported(x, x, x, x, x, lse, 1, 1.0, True)
+            together = kernels.attention_qkv_backward_unsupported(x, qkv, x, lse, 1, "hqkvc", 1.0, True)
+            assert kernels.attention_unsupported(x, x, x, 1, 1.0, True, True) is None
+        small = capability in (86, 89, 120) and channels > 384 and dtype == torch.float32
+        assert separate == together
+        assert ("shared memory" in str(separate)) == small
 
 
 HEADS = [1, 8, 32, 40, 64, 80, 96, 128, 160, 192, 200, 256, 512]

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffkern.ops._triton.launch import INTERPRETED, cdiv, has_warp_groups, multiprocessors, next_power_of_2
+from diffkern.ops._triton.launch import (
+    INTERPRETED,
+    capability,
+    cdiv,
+    has_warp_groups,
+    multiprocessors,
+    next_power_of_2,
+    shared_memory,
+)
 
 SHORT = 256  # keys of a row whose weights are multiplied as float32; tensor cores set no pace there
 MOST_POSITIONS = 256  # of a block
@@ -56,6 +64,12 @@ _KEY_GRADIENTS = {
     2: {64: Blocks(64, 64, 4, 2), 128: Blocks(32, 64, 8, 2), 256: Blocks(32, 32, 8, 1), 512: Blocks(16, 16, 8, 1)},
     4: {64: Blocks(32, 32, 8, 2), 128: Blocks(16, 16, 8, 1), 512: Blocks(16, 16, 8, 1, "ieee")},
 }
+
+
+def most_channels_backward(itemsize: int, device: torch.device) -> int:
+    """Of a head: the two kernels ask for up to 130 KiB of shared memory a block, which sm_86, sm_89 and sm_120 lack."""
+    fits = itemsize == 2 or shared_memory(capability(device)) >= 130 * 1024
+    return MOST_CHANNELS if fits else 384
 
 
 def pieces(head_channels: int, itemsize: int) -> tuple[tuple[int, int], ...]:
