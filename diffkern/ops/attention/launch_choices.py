@@ -102,7 +102,8 @@ def forward(pairs: int, queries: int, keys: int, head_channels: int, itemsize: i
         )
     chosen = _of_registers(chosen, 64, head_channels, device)
     rows = _enough(chosen.rows, pairs, queries, device)
-    return _fitting(chosen, queries, keys, rows, chosen.keys if rows >= 64 else min(chosen.keys, 64))
+    fewer = 64 if head_channels <= 64 else 32  # so that four warps of few rows have registers
+    return _fitting(chosen, queries, keys, rows, chosen.keys if rows >= 64 else min(chosen.keys, fewer))
 
 
 def query_gradients(
