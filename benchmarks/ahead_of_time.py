@@ -1,6 +1,7 @@
 """`make aot`: the Triton kernels compiled without a GPU, and what ptxas says of them.
 
-Registers a thread, bytes of stack a thread and of shared memory a block, and instructions an element beside the budget:
+Registers a thread, bytes of stack a thread and of shared memory a block (what a launch asks for; more than the GPU allows
+a block would be refused), and instructions an element beside the budget:
 how many an H200 can issue in the time in which its memory moves the element's bytes (132 multiprocessors · 128 lanes ·
 1.75 GHz / 4.3 TB/s: 6.9 a byte). A kernel that is within it is bound by memory. The count is of the whole program text,
 so a loop counts once: kernels that loop have no figure.
@@ -35,7 +36,7 @@ from triton.compiler import ASTSource
 
 from benchmarks.ahead_of_time_cases import Case, cases
 from diffkern import backends
-from diffkern.ops._triton.launch import INTERPRETED, Launch, recorded
+from diffkern.ops._triton.launch import INTERPRETED, Launch, recorded, shared_memory
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CAPABILITIES = (80, 90, 100)
@@ -162,17 +163,17 @@ def compiled(launch: Launch, capability: int = 90) -> Resources:
     source = ASTSource(launch.kernel, *specialised(launch))
     options = {"num_warps": launch.num_warps, "maxnreg": launch.registers}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return _resources(binary.asm["cubin"])
+    return _resources(binary.asm["cubin"], binary.metadata.shared)
 
 
-def _resources(cubin: bytes) -> Resources:
+def _resources(cubin: bytes, shared: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
         sass = _run("cuobjdump", "-sass", file.name)
-    found = {name: int(number) for name, number in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
-    return Resources(found["REG"], found["STACK"], found["SHARED"], sass)
+    found = {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", usage)}
+    return Resources(found["REG"], found["STACK"], shared, sass)
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -232,6 +233,9 @@ def problems(rows: Sequence[Row]) -> Iterator[str]:
         where = f"{row['kernel']} (sm_{row['capability']}; {row['case']})"
         if row["stack"] > SPILLS.get(row["kernel"], 0):
             yield f"{where}: {row['stack']} bytes of stack a thread"
+        allowed = shared_memory(row["capability"])
+        if row["shared"] > allowed:
+            yield f"{where}: {row['shared']} bytes of shared memory a block, of {allowed}"
         for kind in row["float64"]:
             if kind not in FLOAT64 and row["kernel"] not in FLOAT64_OF:
                 yield f"{where}: {kind}, an instruction on float64 without a reason"

@@ -34,7 +34,7 @@ NORMS = [
     (8, 1568, 8, 8),
 ]
 # (batch, heads, queries, channels of a head, keys if they are not the queries' own) of attention in UNet2DModel, Stable
-# Diffusion with its text, improved- and guided-diffusion and DDPM, and in a batch of one.
+# Diffusion with its text, improved- and guided-diffusion and DDPM, in a batch of one, and of odd numbers.
 ATTENTION = [
     (64, 32, 256, 8, None),
     (8, 4, 256, 32, 260),
@@ -43,6 +43,7 @@ ATTENTION = [
     (64, 9, 256, 64, None),
     (16, 6, 1024, 64, None),
     (1, 6, 1024, 64, None),
+    (2, 2, 300, 65, None),
     (8, 8, 1024, 80, None),
     (64, 4, 256, 96, None),
     (16, 4, 1024, 128, None),

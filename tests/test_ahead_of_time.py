@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 import triton
 
 import diffkern.ops
+from benchmarks.ahead_of_time import problems
 from tests.conftest import ROOT, without_the_harness
 
 COMMITTED = ROOT / "benchmarks" / "results" / "ahead-of-time" / "sm_90.json"
@@ -36,6 +37,19 @@ def test_nothing_spills_and_float64_has_its_reason(compiled):
     assert printed.splitlines()[-1].startswith(f"{len(table['rows'])} kernels compiled, 0 problems"), printed
     assert not any(row["stack"] for row in table["rows"])
     assert len(table["rows"]) <= FEW
+
+
+@pytest.mark.parametrize(("capability", "kib"), [(80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)])
+def test_more_shared_memory_than_a_block_may_have_is_a_problem(capability, kib):
+    row = {"kernel": "a_kernel", "capability": capability, "case": "a case", "stack": 0, "float64": []}
+    assert not list(problems([row | {"shared": kib * 1024}]))
+    (found,) = problems([row | {"shared": kib * 1024 + 16}])
+    assert f"sm_{capability}; a case): {kib * 1024 + 16} bytes of shared memory" in found
+
+
+def test_shared_memory_is_what_a_launch_asks_for(compiled):
+    """Products on tensor cores have their operands there; it is not in the program's text, as CUDA's static one is."""
+    assert all(row["shared"] for row in compiled[0]["rows"] if row["kernel"].startswith("attention"))
 
 
 def test_every_kernel_is_among_them(compiled):

@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
 from diffkern.ops._triton import autotune, launch
 
 
@@ -68,6 +70,21 @@ def test_the_heuristics_choice_may_be_the_fastest_and_is_remembered_too(clock):
     assert asked == 3
 
 
+@pytest.mark.parametrize("error", [OutOfResources(2**18, 2**17, "shared memory"), RuntimeError("a pass failed")])
+def test_a_candidate_that_cannot_run_is_not_chosen(clock, monkeypatch, error):
+    def seconds(run):
+        if run.args[0] == failing:
+            raise error
+        return clock(run)
+
+    monkeypatch.setattr(autotune, "seconds", seconds)
+    failing = Choice(1024)
+    assert tuned() == Choice(2048)
+    failing = CANDIDATES[0]
+    with pytest.raises(type(error)):
+        tuned(("8×8",))
+
+
 def test_another_process_reads_it_from_disk(clock):
     tuned()
     autotune._table.cache_clear()
@@ -124,3 +141,13 @@ def test_a_launch_tries_half_and_twice_the_warps(clock, monkeypatch):
     launch.launch(kernel, 1, GPU, num_warps=4, registers=128, repeatable=False, **arguments)
     assert kernel.seen[2:] == [(4, 128)]
     assert len(autotune._table(autotune.cache_file(GPU))) == 1
+
+
+def test_strides_have_choices_of_their_own(clock, monkeypatch):
+    monkeypatch.setattr(autotune, "seconds", lambda run: run.args[0].num_warps)
+    monkeypatch.setattr(launch, "_current", lambda device: nullcontext())
+    kernel = Kernel()
+    kernel.arg_names = ("x", "x_strides")
+    for strides in ((192, 64, 8, 1), (192, 64, 1, 8)):
+        launch.launch(kernel, 1, GPU, x=torch.ones(3), x_strides=strides)
+    assert len(autotune._table(autotune.cache_file(GPU))) == 2

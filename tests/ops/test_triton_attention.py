@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +25,6 @@ from diffkern.ops.attention import triton as kernels
 from diffkern.ops.attention.launch_choices import MOST_CHANNELS, SHORT, Blocks, pieces
 
 pytestmark = pytest.mark.parametrize("backend", ["triton"], indirect=True)
-H200_SHARED = 227 * 1024
 CHOOSERS = ("forward", "query_gradients", "key_gradients")
 
 
@@ -177,6 +178,21 @@ def test_large_heads_and_far_positions_are_the_references(backend, monkeypatch):
         assert reason in str(kernels.attention_unsupported(x, x, x, 1, 1.0, True, False))
 
 
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
+def test_gradients_of_large_heads_are_the_references_where_shared_memory_is_small(backend, capability):
+    """Those of 99 KiB a block; the results are the kernels' own."""
+    for channels, dtype in itertools.product((384, 385, MOST_CHANNELS), (torch.float32, torch.bfloat16)):
+        x, qkv = (torch.empty(1, 4, n * channels, dtype=dtype) for n in (1, 3))
+        lse = torch.empty(1, 1, 4)
+        with recorded(capability):
+            separate = kernels.attention_backward_unsupported(x, x, x, x, x, lse, 1, 1.0, True)
+            together = kernels.attention_qkv_backward_unsupported(x, qkv, x, lse, 1, "hqkvc", 1.0, True)
+            assert kernels.attention_unsupported(x, x, x, 1, 1.0, True, True) is None
+        small = capability in (86, 89, 120) and channels > 384 and dtype == torch.float32
+        assert separate == together
+        assert ("shared memory" in str(separate)) == small
+
+
 HEADS = [1, 8, 32, 40, 64, 80, 96, 128, 160, 192, 200, 256, 512]
 
 
@@ -191,16 +207,18 @@ def test_pieces_cover_a_head_once(backend, itemsize):
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("chooser", CHOOSERS)
-def test_blocks_fit_on_chip(backend, chooser, itemsize, monkeypatch):
+@pytest.mark.parametrize("capability", [80, 90])
+def test_blocks_fit_on_chip(backend, capability, chooser, itemsize, monkeypatch):
     """Of what lies in shared memory at the most: a block of queries, and what the loop has in flight."""
     monkeypatch.setattr(launch_choices, "INTERPRETED", False)
     for head in HEADS:
         channels = sum(width for _, width in pieces(head, itemsize))
         for pairs, t, k in ((1, 1, 1), (8, 256, 256), (512, 64, 77), (2, 4096, 4096), (64, 1024, 257)):
-            blocks = getattr(launch_choices, chooser)(pairs, t, k, head, itemsize, torch.device("cpu"))
+            with recorded(capability):
+                blocks = getattr(launch_choices, chooser)(pairs, t, k, head, itemsize, torch.device("cpu"))
             own, other = (blocks.rows, blocks.keys) if chooser != "key_gradients" else (blocks.keys, blocks.rows)
             assert min(own, other) >= 16
-            assert 2 * (own + blocks.stages * other) * channels * itemsize <= H200_SHARED
+            assert 2 * (own + blocks.stages * other) * channels * itemsize <= launch.shared_memory(capability)
 
 
 def test_a_batch_of_one_has_more_programs(backend, monkeypatch):
@@ -211,15 +229,29 @@ def test_a_batch_of_one_has_more_programs(backend, monkeypatch):
     assert launches[0].grid >= launch.multiprocessors(qkv.device)
 
 
-@pytest.mark.parametrize("head", [32, 64, 96])
-def test_gpus_without_warp_groups_have_more_threads_for_a_wide_head(backend, head, monkeypatch):
+# (with warp groups, without) of forward, query_gradients and key_gradients, in bfloat16 with many long rows.
+ROWS = {
+    32: ((128, 128), (64, 64), (64, 64)),
+    64: ((128, 64), (64, 64), (64, 32)),
+    96: ((128, 64), (64, 64), (32, 16)),
+    192: ((64, 64), (32, 32), (32, 16)),
+}
+
+
+@pytest.mark.parametrize("head", ROWS)
+@pytest.mark.parametrize("capability", [80, 86, 120])
+def test_gpus_without_warp_groups_have_more_threads_and_fewer_rows_for_a_wide_head(
+    backend, capability, head, monkeypatch
+):
     monkeypatch.setattr(launch_choices, "INTERPRETED", False)
-    shape = (512, 256, 256, head, 2, torch.device("cpu"))
-    for chooser in CHOOSERS:
+    shape = (512, 1024, 1024, head, 2, torch.device("cpu"))
+    for chooser, (rows, without) in zip(CHOOSERS, ROWS[head], strict=True):
         choose = getattr(launch_choices, chooser)
-        with recorded(capability=80):
-            older = choose(*shape)
-        with recorded(capability=90):
-            newer = choose(*shape)
-        assert older.num_warps == 8 if head > 32 else older == newer
-        assert older.rows <= newer.rows
+        with recorded(capability=capability):
+            found = choose(*shape)
+        for other in (90, 100):
+            with recorded(capability=other):
+                grouped = choose(*shape)
+            assert grouped.rows == rows
+        expected = replace(grouped, rows=without, num_warps=8) if head > 32 else grouped
+        assert found == expected, chooser

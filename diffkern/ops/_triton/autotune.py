@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 import triton
+from triton.errors import TritonError
 
 from diffkern._version import __version__
 from diffkern.ops._noise import capturing
@@ -35,7 +37,8 @@ def tuned(
 ) -> Any:
     """The choice that `run` is to be called with: `default`, or the fastest of the candidates (dataclasses).
 
-    `key` is what may make another choice the fastest: shape, dtype, layout. `run` must do the same when repeated.
+    `key` is what may make another choice the fastest: shape, dtype, layout. `run` must do the same when repeated. A
+    candidate that cannot be compiled or launched is not chosen; that `default` cannot is the caller's to know.
     """
     if not enabled() or device.type != "cuda" or capturing(device):
         return default
@@ -45,7 +48,16 @@ def tuned(
     for candidate in (default, *candidates):
         if asdict(candidate) == remembered:
             return candidate
-    fastest = min((default, *candidates), key=lambda candidate: seconds(functools.partial(run, candidate)))
+
+    def of(candidate: Any) -> float:
+        try:
+            return seconds(functools.partial(run, candidate))
+        except (TritonError, RuntimeError):  # as OutOfResources, and as the compiler's passes and the driver fail
+            if candidate == default:
+                raise
+            return math.inf
+
+    fastest = min((default, *candidates), key=of)
     _remember(path, name, asdict(fastest))
     return fastest
 

@@ -107,12 +107,17 @@ _OF_A_CALL = ("seed", "draw", "call", "stream")  # numbers that say nothing of t
 
 
 def _key(arguments: dict[str, Any]) -> list[object]:
-    """What may make another choice the fastest: sizes, what is compiled in, and dtypes."""
+    """What may make another choice the fastest: sizes, strides, what is compiled in, and dtypes."""
     return [
         str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else f"{name}={value}"
         for name, value in sorted(arguments.items())
-        if isinstance(value, Tensor) or (isinstance(value, int) and name not in _OF_A_CALL)
+        if isinstance(value, Tensor) or (_whole(value) and name not in _OF_A_CALL)
     ]
+
+
+def _whole(value: object) -> bool:
+    """Whether it is an int or, as strides are, a tuple of them."""
+    return isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(each, int) for each in value))
 
 
 def _current(device: torch.device) -> Any:
@@ -178,8 +183,20 @@ def capability(device: torch.device) -> int:
     """The device's compute capability, e.g. 90 for sm_90; an H200's where nothing is launched on a GPU."""
     if _recorder is not None or device.type != "cuda":
         return _recorded_for
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = _capability(device)
     return 10 * major + minor
+
+
+def has_warp_groups(device: torch.device) -> bool:
+    """Whether its tensor cores multiply for whole groups of four warps: those of sm_90 to sm_11x, not of sm_120."""
+    return 90 <= capability(device) < 120
+
+
+def shared_memory(capability: int) -> int:
+    """Bytes that a block may have at the most, on GPUs of a compute capability (CUDA C++ Programming Guide)."""
+    if capability in (80, 87):
+        return 163 * 1024
+    return (227 if 90 <= capability < 120 else 99) * 1024
 
 
 def cdiv(a: int, b: int) -> int:

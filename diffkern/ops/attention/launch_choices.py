@@ -1,8 +1,8 @@
 """How attention's kernels are launched: how many queries and keys a program takes, and with how many threads.
 
 What fits in the registers was found by compiling, first of all for sm_90, where blocks of 64 by 4 warps are multiplied
-by whole warp groups; GPUs before it take all operands from registers, of which eight warps have enough. So was what
-float32 operands are multiplied with: three products in TF32 of their halves, right to 2⁻²¹ of a product, or, for heads
+by whole warp groups; GPUs without them (before sm_90, and sm_120) take all operands from registers, of which eight warps
+have enough. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to 2⁻²¹ of a product, or, for heads
 whose halves do not fit, the plain arithmetic units ("ieee").
 """
 
@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffkern.ops._triton.launch import INTERPRETED, capability, cdiv, multiprocessors, next_power_of_2
+from diffkern.ops._triton.launch import (
+    INTERPRETED,
+    capability,
+    cdiv,
+    has_warp_groups,
+    multiprocessors,
+    next_power_of_2,
+    shared_memory,
+)
 
 SHORT = 256  # keys of a row whose weights are multiplied as float32; tensor cores set no pace there
 MOST_POSITIONS = 256  # of a block
@@ -58,6 +66,12 @@ _KEY_GRADIENTS = {
 }
 
 
+def most_channels_backward(itemsize: int, device: torch.device) -> int:
+    """Of a head: the two kernels ask for up to 130 KiB of shared memory a block, which sm_86, sm_89 and sm_120 lack."""
+    fits = itemsize == 2 or shared_memory(capability(device)) >= 130 * 1024
+    return MOST_CHANNELS if fits else 384
+
+
 def pieces(head_channels: int, itemsize: int) -> tuple[tuple[int, int], ...]:
     """(first channel, width): as many of 128 as fit, and the rest in one or two powers of two.
 
@@ -88,7 +102,8 @@ def forward(pairs: int, queries: int, keys: int, head_channels: int, itemsize: i
         )
     chosen = _of_registers(chosen, 64, head_channels, device)
     rows = _enough(chosen.rows, pairs, queries, device)
-    return _fitting(chosen, queries, keys, rows, chosen.keys if rows >= 64 else min(chosen.keys, 64))
+    fewer = 64 if head_channels <= 64 else 32  # so that four warps of few rows have registers
+    return _fitting(chosen, queries, keys, rows, chosen.keys if rows >= 64 else min(chosen.keys, fewer))
 
 
 def query_gradients(
@@ -111,8 +126,8 @@ def _of(table: dict[int, Blocks], head_channels: int) -> Blocks:
 
 
 def _of_registers(blocks: Blocks, rows: int, head_channels: int, device: torch.device) -> Blocks:
-    """For a GPU before sm_90: a head of more than 32 channels takes eight warps and so many rows at most."""
-    if head_channels <= 32 or capability(device) >= 90:
+    """Without warp groups a head of more than 32 channels takes eight warps and so many rows at most."""
+    if head_channels <= 32 or has_warp_groups(device):
         return blocks
     return replace(blocks, rows=min(blocks.rows, rows), num_warps=8)
 

@@ -183,14 +183,22 @@ def attention_backward_unsupported(
     scale: float,
     channels_last: bool,
 ) -> str | None:
-    return _unsupported(*(by_head(x, num_heads, channels_last) for x in (q, k, v, dout, out)))
+    return _backward_unsupported(*(by_head(x, num_heads, channels_last) for x in (q, k, v, dout, out)))
 
 
 def attention_qkv_backward_unsupported(
     dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, order: str, scale: float, channels_last: bool
 ) -> str | None:
     views = packed(qkv, num_heads, order, channels_last)
-    return _unsupported(*views, *(by_head(x, num_heads, channels_last) for x in (dout, out)))
+    return _backward_unsupported(*views, *(by_head(x, num_heads, channels_last) for x in (dout, out)))
+
+
+def _backward_unsupported(*views: Tensor) -> str | None:
+    reason = _unsupported(*views)
+    most = launch_choices.most_channels_backward(views[0].itemsize, views[0].device)
+    if reason is None and views[0].shape[3] > most:
+        return f"the GPU has shared memory for the gradients of {most} channels of a head in float32"
+    return reason
 
 
 def _unsupported(*views: Tensor) -> str | None:
