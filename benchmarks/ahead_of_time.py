@@ -1,10 +1,10 @@
 """`make aot`: the Triton kernels compiled without a GPU, and what ptxas says of them.
 
-Registers a thread, bytes of stack a thread and of shared memory a block (what a launch asks for; more than the GPU allows
-a block would be refused), and instructions an element beside the budget:
-how many an H200 can issue in the time in which its memory moves the element's bytes (132 multiprocessors · 128 lanes ·
-1.75 GHz / 4.3 TB/s: 6.9 a byte). A kernel that is within it is bound by memory. The count is of the whole program text,
-so a loop counts once: kernels that loop have no figure.
+Registers a thread, bytes of stack a thread and of shared memory a block (as a launch asks for; more than the GPU allows
+a block would be refused), and instructions an element beside the budget: how many an H200 can issue in the time in
+which its memory moves the element's bytes (132 multiprocessors · 128 lanes · 1.75 GHz / 4.3 TB/s: 6.9 a byte). A kernel
+that is within it is bound by memory. The count is of the whole program text, so a loop counts once: kernels that loop
+have no figure.
 
 A launch is noted with `diffkern.ops._triton.launch.recorded` and compiled as Triton's launcher would: pointers and
 sizes that are multiples of 16 are promised to be, ones and absent arguments become constants. Needs a process in which

@@ -195,10 +195,12 @@ def attention_qkv_backward_unsupported(
 
 def _backward_unsupported(*views: Tensor) -> str | None:
     reason = _unsupported(*views)
+    if reason:
+        return reason
     most = launch_choices.most_channels_backward(views[0].itemsize, views[0].device)
-    if reason is None and views[0].shape[3] > most:
+    if views[0].shape[3] > most:
         return f"the GPU has shared memory for the gradients of {most} channels of a head in float32"
-    return reason
+    return None
 
 
 def _unsupported(*views: Tensor) -> str | None:
