@@ -1,10 +1,10 @@
 """`make aot`: the Triton kernels compiled without a GPU, and what ptxas says of them.
 
-Registers a thread, bytes of stack a thread and of shared memory a block (what a launch asks for; more than the GPU allows
-a block would be refused), and instructions an element beside the budget:
-how many an H200 can issue in the time in which its memory moves the element's bytes (132 multiprocessors · 128 lanes ·
-1.75 GHz / 4.3 TB/s: 6.9 a byte). A kernel that is within it is bound by memory. The count is of the whole program text,
-so a loop counts once: kernels that loop have no figure.
+Registers a thread, bytes of stack a thread, bytes of shared memory that a launch asks for (more than the GPU allows a
+block would be refused), and instructions an element beside the budget: how many an H200 can issue in the time in which
+its memory moves the element's bytes (132 multiprocessors · 128 lanes · 1.75 GHz / 4.3 TB/s: 6.9 a byte). A kernel that
+is within it is bound by memory. The count is of the whole program text, so a loop counts once: kernels that loop have
+no figure.
 
 A launch is noted with `diffkern.ops._triton.launch.recorded` and compiled as Triton's launcher would: pointers and
 sizes that are multiples of 16 are promised to be, ones and absent arguments become constants. Needs a process in which
@@ -119,7 +119,11 @@ def noted(case: Case, capability: int = 90) -> list[Launch]:
         backends.use_backend("triton"),
         recorded(capability) as launches,
     ):
-        case.call()
+        try:
+            case.call()
+        except RuntimeError as error:  # of the backend that is asked for: such a GPU leaves this one to the reference
+            if "shared memory" not in str(error):
+                raise
     return launches
 
 

@@ -1,9 +1,9 @@
 """How attention's kernels are launched: how many queries and keys a program takes, and with how many threads.
 
 What fits in the registers was found by compiling, first of all for sm_90, where blocks of 64 by 4 warps are multiplied
-by whole warp groups; GPUs without them (before sm_90, and sm_120) take all operands from registers, of which eight warps
-have enough. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to 2⁻²¹ of a product, or, for heads
-whose halves do not fit, the plain arithmetic units ("ieee").
+by whole warp groups; GPUs without them (before sm_90, and sm_120) take all operands from registers, of which eight
+warps have enough. So was what float32 operands are multiplied with: three products in TF32 of their halves, right to
+2⁻²¹ of a product, or, for heads whose halves do not fit, the plain arithmetic units ("ieee").
 """
 
 from __future__ import annotations
