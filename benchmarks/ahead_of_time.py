@@ -119,7 +119,11 @@ def noted(case: Case, capability: int = 90) -> list[Launch]:
         backends.use_backend("triton"),
         recorded(capability) as launches,
     ):
-        case.call()
+        try:
+            case.call()
+        except RuntimeError as error:  # of the backend that is asked for: such a GPU leaves this one to the reference
+            if "shared memory" not in str(error):
+                raise
     return launches
 
 

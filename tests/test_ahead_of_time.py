@@ -15,7 +15,8 @@ pytest.importorskip("triton")
 import triton
 
 import diffkern.ops
-from benchmarks.ahead_of_time import problems
+from benchmarks.ahead_of_time import noted, problems
+from benchmarks.ahead_of_time_cases import cases
 from tests.conftest import ROOT, without_the_harness
 
 COMMITTED = ROOT / "benchmarks" / "results" / "ahead-of-time" / "sm_90.json"
@@ -45,6 +46,12 @@ def test_more_shared_memory_than_a_block_may_have_is_a_problem(capability, kib):
     assert not list(problems([row | {"shared": kib * 1024}]))
     (found,) = problems([row | {"shared": kib * 1024 + 16}])
     assert f"sm_{capability}; a case): {kib * 1024 + 16} bytes of shared memory" in found
+
+
+@pytest.mark.parametrize(("capability", "launches"), [(86, 1), (90, 3), (120, 1)])
+def test_what_a_gpu_leaves_to_the_reference_is_not_launched_there(capability, launches):
+    wide = next(c for c in cases() if c.op == "attention_backward" and "d = 512, float32" in c.name)
+    assert len(noted(wide, capability)) == launches
 
 
 def test_shared_memory_is_what_a_launch_asks_for(compiled):
