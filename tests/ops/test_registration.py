@@ -156,7 +156,7 @@ def cases() -> dict[str, tuple[str, tuple]]:
             for channels_last in (False, True):
                 arguments = (grad(2, 12, 12, layout=layout), 2, order, 0.5, channels_last, True)
                 found[f"attention_qkv {order} {channels_last} {layout}"] = ("attention_qkv", arguments)
-    q, k, rows = randn(2, 5, 12), randn(2, 7, 12, seed=1), randn(2, 3, 5)
+    q, k, rows = randn(2, 5, 12), randn(2, 7, 12, seed=1), randn(2, 2, 3, 5)
     found["attention_backward"] = ("attention_backward", (q, q, k, k, q, rows, 3, 0.5, True))
     arguments = (q, randn(2, 5, 36), q, rows, 3, "hcqkv", 0.5, True)
     found["attention_qkv_backward"] = ("attention_qkv_backward", arguments)
