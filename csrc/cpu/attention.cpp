@@ -39,12 +39,25 @@ DIFFKERN_INLINE f32v far_rounding(f32v maximum, f32v scale, f32v shift) {
     return shift < kFar && shift > -kFar ? f32v{} : far;
 }
 
+// scale (product - maximum), for shift = scale maximum: in one operation that rounds only the difference, or, without
+// such, of the difference, which is rounded less than what it is of.
+DIFFKERN_INLINE f32v scaled_difference(f32v product, f32v maximum, f32v scale, f32v shift) {
+#ifdef __FP_FAST_FMAF
+    (void)maximum;
+    return multiply_subtract(product, scale, shift);
+#else
+    (void)shift;
+    return (product - finite(maximum)) * scale;
+#endif
+}
+
 // The tile's products become 2^(scale product - shift - rounding), and are added to `sums`.
 template <int kVectors, bool kIsFar>
-DIFFKERN_INLINE void weigh(float* tile, int64_t keys, f32v scale, const f32v* shift, const f32v* rounding, f32v* sums) {
+DIFFKERN_INLINE void weigh(float* tile, int64_t keys, f32v scale, const f32v* maximum, const f32v* shift,
+                           const f32v* rounding, f32v* sums) {
     for (int64_t j = 0; j < keys; ++j)
         for (int v = 0; v < kVectors; ++v, tile += kLanes) {
-            f32v difference = multiply_subtract(load(tile), scale, shift[v]);
+            f32v difference = scaled_difference(load(tile), maximum[v], scale, shift[v]);
             if (kIsFar) difference -= rounding[v];
             const f32v weight = exp2(difference);
             sums[v] += weight;
@@ -66,19 +79,25 @@ void attend(const Forward& f, float* most, float* rest) {
         const int64_t count = f.keys - first < kKeyBlock ? f.keys - first : kKeyBlock;
         f32v before[kVectors], factor[kVectors], part[kVectors] = {};
         bool far = false;
-        for (int v = 0; v < kVectors; ++v) before[v] = maximum[v] == lowest ? lowest : shift[v];
+        for (int v = 0; v < kVectors; ++v) before[v] = maximum[v];
         scores<kVectors, true>(f.packed_keys + first * f.head_dim, f.queries, count, f.head_dim, f.tile, maximum);
         for (int v = 0; v < kVectors; ++v) {
+            const f32v shift_before = shift[v], rounding_before = rounding[v];
             shift[v] = finite(maximum[v]) * scale;
-            const f32v rounding_before = rounding[v];
             rounding[v] = far_rounding(maximum[v], scale, shift[v]);
-            factor[v] = exp2((before[v] - shift[v]) + (rounding_before - rounding[v]));
+#ifdef __FP_FAST_FMAF
+            const f32v less = (shift_before - shift[v]) + (rounding_before - rounding[v]);
+#else
+            const f32v less = (before[v] - finite(maximum[v])) * scale + (rounding_before - rounding[v]);
+            (void)shift_before;
+#endif
+            factor[v] = exp2(before[v] == lowest ? lowest : less);
             far = far || any(rounding[v] != f32v{});
         }
         if (far)
-            weigh<kVectors, true>(f.tile, count, scale, shift, rounding, part);
+            weigh<kVectors, true>(f.tile, count, scale, maximum, shift, rounding, part);
         else
-            weigh<kVectors, false>(f.tile, count, scale, shift, rounding, part);
+            weigh<kVectors, false>(f.tile, count, scale, maximum, shift, rounding, part);
         for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] * factor[v] + part[v];
         for (int64_t c = 0; c < f.channels; c += kRows)
             accumulate<kVectors>(f.tile, f.packed_values + c * f.keys + first * kRows, count, first ? factor : nullptr,
