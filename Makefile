@@ -1,6 +1,6 @@
 # Everything here sets itself up: a virtual environment in .venv, the dependencies, the native build.
 #
-#   make demo       train on real digits, draw samples to out/demo        make test       the tests (under 10 minutes)
+#   make demo       train on real digits, draw samples to out/demo        make test       the tests (20 minutes on 2 cores)
 #   make install    set up only                                           make test-cpp   of the C++, with sanitizers
 #   make lint       ruff, mypy, clang-format                              make test-all   these, and the slow ones
 #   make bench      diffkern against eager PyTorch and others, to $(OUT)  make gpu-check  GPU tests and benchmarks, to $(OUT)

@@ -13,7 +13,8 @@ from benchmarks.compare import assert_close
 from diffkern import ops
 
 # (B, heads, T, d): UNet2DModel with the channels of DDPM CIFAR-10 and as it is, google/ddpm-cifar10-32, ADM's network
-# for 64², and one image through the first and through DDPM's network for 256².
+# for 64², and one image through the first, DDPM's network for 256², a single head at 8² and the autoencoder of latent
+# models for 512².
 HEADS_OF_8, WIDE = (8, 32, 256, 8), (2, 56, 1024, 8)
 SHAPES = [
     HEADS_OF_8,
@@ -24,6 +25,8 @@ SHAPES = [
     (8, 12, 64, 64),
     (1, 32, 256, 8),
     (1, 1, 256, 512),
+    (1, 1, 64, 256),
+    (1, 1, 4096, 512),
 ]
 TRAINED = [HEADS_OF_8, (8, 1, 256, 256), (8, 9, 256, 64)]
 LAYOUTS = ("qkvhc", "hqkvc", "hcqkv", "[B, T, C]")

@@ -1,12 +1,12 @@
-// Softmax attention, forward: out = softmax(scale q k^T) v for every head. Reads q, k and v through their strides, once
-// (k and v once per task), and writes out; nothing of size T x K leaves the cache.
+// Softmax attention, forward: out = softmax(scale q k^T) v for every head. Reads q, k and v once, through their
+// strides, and writes out; nothing of size T x K leaves the cache.
 //
-// A task is a head, or some blocks of its queries. k and v are packed once per task into panels of float32; then for
-// each block of queries and each kKeyBlock keys the products go to a tile that stays in the first-level cache, which
-// becomes exp(product - maximum) in place and is multiplied by v (online softmax: Milakov and Gimelshein,
-// arXiv:1805.02867; in blocks: Dao et al., arXiv:2205.14135). Bound by multiplications: 2 d and about 7 for the
-// exponential for every query and key. A query's result depends on nothing but its own row, so neither on tasks nor
-// on threads.
+// k and v are packed into panels of float32; then for each block of queries and each kKeyBlock keys the products go to
+// a tile that stays in the first-level cache, which becomes exp(product - maximum) in place and is multiplied by v
+// (online softmax: Milakov and Gimelshein, arXiv:1805.02867; in blocks: Dao et al., arXiv:2205.14135). Bound by
+// multiplications: 2 d and about 7 for the exponential for every query and key. A task is a head, or some blocks of its
+// queries, and packs the head's k and v itself; where heads are fewer than threads, tasks of their own have packed them
+// before. A query's result depends on nothing but its own row, so neither on tasks nor on threads.
 #include "cpu/attention.h"
 
 #include "cpu/attention_pack.h"
@@ -24,7 +24,8 @@ constexpr float kFar = 8388608.0f;  // 2^23, which rounding changes by no more t
 struct Forward {
     int64_t keys, head_dim, channels;  // channels: head_dim in whole panels
     float scale, scale_log2;           // the scale, not negative: of e^x and of 2^x
-    float *packed_keys{}, *packed_values{}, *queries{}, *out{}, *tile{};
+    const float *packed_keys, *packed_values;
+    float *queries{}, *out{}, *tile{};  // of the block
 };
 
 // A maximum to subtract: 0 for -inf, so that every weight is 0 where every score is -inf.
@@ -118,20 +119,49 @@ void attend(const Forward& f, float* most, float* rest) {
     }
 }
 
+// The panels of heads, one behind the other.
+struct Panels {
+    int64_t key_floats, value_floats;  // of a head
+    float *keys{}, *values{};
+
+    explicit Panels(const AttentionArgs& args)
+        : key_floats(round_up(args.keys, kRows) * args.head_dim),
+          value_floats(args.keys * round_up(args.head_dim, kRows)) {
+    }
+    Panels of(int64_t head) const {
+        Panels panels = *this;
+        panels.keys += head * key_floats;
+        panels.values += head * value_floats;
+        return panels;
+    }
+};
+
+// Keys `first` to `end` of a head. `first` is a multiple of kRows.
 template <class T>
-void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end) {
+void pack_keys(const AttentionArgs& args, int64_t head, int64_t first, int64_t end, const Panels& panels) {
+    const Head<const T> k(args.k, head / args.heads, head % args.heads);
+    pack(k.data + first * k.row_stride, end - first, k.row_stride, args.head_dim, k.channel_stride, 1.0f, kRows,
+         panels.keys + first * args.head_dim);
+}
+
+// Channels `first` to `end` of the values of a head. `first` is a multiple of kRows.
+template <class T>
+void pack_values(const AttentionArgs& args, int64_t head, int64_t first, int64_t end, const Panels& panels) {
+    const Head<const T> v(args.v, head / args.heads, head % args.heads);
+    pack(v.data + first * v.channel_stride, end - first, v.channel_stride, args.keys, v.row_stride, 1.0f, kRows,
+         panels.values + first * args.keys);
+}
+
+// Queries `first` to `end` of a head.
+template <class T>
+void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end, const Panels& panels) {
     const int64_t batch = head / args.heads, h = head % args.heads, d = args.head_dim;
-    const Head<const T> q(args.q, batch, h), k(args.k, batch, h), v(args.v, batch, h);
+    const Head<const T> q(args.q, batch, h);
     const Head<T> out(args.out, batch, h);
     const auto size = static_cast<float>(args.scale < 0 ? -args.scale : args.scale);
-    Forward f{args.keys, d, round_up(d, kRows), size, static_cast<float>(static_cast<double>(size) * kLog2E)};
-    Arena arena({{&f.packed_keys, round_up(args.keys, kRows) * d},
-                 {&f.packed_values, args.keys * f.channels},
-                 {&f.queries, kBlock * d},
-                 {&f.out, kBlock * f.channels},
-                 {&f.tile, kBlock * kKeyBlock}});
-    pack(k.data, args.keys, k.row_stride, d, k.channel_stride, 1.0f, kRows, f.packed_keys);
-    pack(v.data, d, v.channel_stride, args.keys, v.row_stride, 1.0f, kRows, f.packed_values);
+    const auto size_log2 = static_cast<float>(static_cast<double>(size) * kLog2E);
+    Forward f{args.keys, d, round_up(d, kRows), size, size_log2, panels.keys, panels.values};
+    Arena arena({{&f.queries, kBlock * d}, {&f.out, kBlock * f.channels}, {&f.tile, kBlock * kKeyBlock}});
     const float sign = args.scale < 0 ? -1.0f : 1.0f;
     for (int64_t t = first; t < end;) {
         const int64_t count = end - t < kBlock ? end - t : kBlock;
@@ -151,19 +181,61 @@ void run(const AttentionArgs& args, int64_t head, int64_t first, int64_t end) {
     }
 }
 
+// Queries of a task: tasks enough that threads finish together, but of no fewer than so many blocks of a head.
+int64_t queries_of_task(const AttentionArgs& args, int64_t fewest_blocks) {
+    const int64_t blocks = groups_of(kBlock, args.queries), most = groups_of(fewest_blocks, blocks);
+    const int64_t wanted = args.num_threads == 1 ? 1 : groups_of(args.batch * args.heads, 4 * args.num_threads);
+    return groups_of(least(wanted, most), blocks) * kBlock;
+}
+
+// Every task packs its head: so of no fewer than two blocks.
 template <class T>
-void forward(const AttentionArgs& args) {
-    // Tasks enough that threads finish together, and of no fewer than two blocks: every task packs k and v itself.
-    const int64_t heads = args.batch * args.heads, blocks = (args.queries + kBlock - 1) / kBlock;
-    const int64_t wanted = (4 * args.num_threads + heads - 1) / heads, most = (blocks + 1) / 2;
-    const int64_t parts = args.num_threads == 1 ? 1 : wanted < most ? wanted : most;
-    const int64_t per_task = (blocks + parts - 1) / parts;
-    const int64_t tasks = (blocks + per_task - 1) / per_task, queries = per_task * kBlock;
+void each_packs(const AttentionArgs& args) {
+    const int64_t queries = queries_of_task(args, 2), tasks = groups_of(queries, args.queries);
     auto body = [&](int64_t task) {
-        const int64_t first = task % tasks * queries;
-        run<T>(args, task / tasks, first, first + queries < args.queries ? first + queries : args.queries);
+        const int64_t head = task / tasks, first = task % tasks * queries;
+        Panels panels(args);
+        Arena arena({{&panels.keys, panels.key_floats}, {&panels.values, panels.value_floats}});
+        pack_keys<T>(args, head, 0, args.keys, panels);
+        pack_values<T>(args, head, 0, args.head_dim, panels);
+        run<T>(args, head, first, least(first + queries, args.queries), panels);
+    };
+    parallel_for(args.batch * args.heads * tasks, args.num_threads, body);
+}
+
+// Threads pack strips of all heads, then read each other's.
+template <class T>
+void all_pack(const AttentionArgs& args) {
+    constexpr int64_t kStrip = kTogether;  // keys, or channels of the values
+    static_assert(kStrip % kRows == 0, "a strip is whole panels");
+    const int64_t heads = args.batch * args.heads;
+    Panels panels(args);
+    Arena arena({{&panels.keys, heads * panels.key_floats}, {&panels.values, heads * panels.value_floats}});
+    const int64_t key_strips = groups_of(kStrip, args.keys), strips = key_strips + groups_of(kStrip, args.head_dim);
+    auto pack_strip = [&](int64_t task) {
+        const int64_t head = task / strips, strip = task % strips;
+        if (strip < key_strips) {
+            const int64_t first = strip * kStrip;
+            pack_keys<T>(args, head, first, least(first + kStrip, args.keys), panels.of(head));
+        } else {
+            const int64_t first = (strip - key_strips) * kStrip;
+            pack_values<T>(args, head, first, least(first + kStrip, args.head_dim), panels.of(head));
+        }
+    };
+    parallel_for(heads * strips, args.num_threads, pack_strip);
+
+    const int64_t queries = queries_of_task(args, 1), tasks = groups_of(queries, args.queries);
+    auto body = [&](int64_t task) {
+        const int64_t head = task / tasks, first = task % tasks * queries;
+        run<T>(args, head, first, least(first + queries, args.queries), panels.of(head));
     };
     parallel_for(heads * tasks, args.num_threads, body);
+}
+
+template <class T>
+void forward(const AttentionArgs& args) {
+    const bool few = args.batch * args.heads < args.num_threads && args.queries > kBlock;
+    few ? all_pack<T>(args) : each_packs<T>(args);
 }
 
 }  // namespace

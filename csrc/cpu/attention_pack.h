@@ -25,6 +25,15 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }
 
+// How many groups of `size`, the last maybe smaller, `n` make.
+constexpr int64_t groups_of(int64_t size, int64_t n) {
+    return (n + size - 1) / size;
+}
+
+constexpr int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
 // A task's memory, cut into arrays that begin on cache lines.
 class Arena {
  public:

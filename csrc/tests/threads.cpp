@@ -173,8 +173,8 @@ TEST(threads, channel_rms_norm) {
 
 // Also heads that are fewer than threads, and blocks of queries that do not divide evenly.
 TEST(threads, attention) {
-    for (const AttentionSize& size :
-         {AttentionSize{1, 1, 700, 90, 9}, AttentionSize{2, 3, 150, 70, 20}, AttentionSize{3, 3, 12, 33, 8}})
+    for (const AttentionSize& size : {AttentionSize{1, 1, 700, 90, 9}, AttentionSize{2, 3, 150, 70, 20},
+                                      AttentionSize{3, 3, 12, 33, 8}, AttentionSize{1, 2, 40, 33, 70}})
         for (const HeadLayout layout : kHeadLayouts)
             for (const DType dtype : kFloat32AndBelow)
                 check_threads("attention", [&](int num_threads) {
